@@ -1,0 +1,4 @@
+//! The agent: takes the shards it is assigned and delivers what they hold over HTTP.
+
+pub mod attempt;
+pub mod shard;

@@ -1,0 +1,317 @@
+//! Every key of the store is built and parsed here. Pure.
+//!
+//! Keys are ASCII paths below the cell's prefix; the prefix itself is added and taken off by the store, so nothing here knows it.
+//! Ids are validated newtypes and cannot hold a `/`, so no id can change which prefix a key falls in.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::id::{AccountId, AgentId, EventName, RequestId, WebhookId};
+use crate::shard::ShardId;
+use crate::time::Timestamp;
+
+/// One key of the store, or a prefix of keys (then it ends with `/`).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A key as it came from the store.
+    pub fn from_stored(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    fn new(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Facts of the cell.
+pub fn cell() -> Key {
+    Key::from_stored("cell")
+}
+
+/// All accounts.
+pub fn accounts() -> Key {
+    Key::from_stored("accounts/")
+}
+
+/// One account.
+pub fn account(account: &AccountId) -> Key {
+    Key::new(format!("accounts/{account}"))
+}
+
+/// How many webhooks an account has.
+pub fn webhook_count(account: &AccountId) -> Key {
+    Key::new(format!("webhook-counts/{account}"))
+}
+
+/// The webhooks of all accounts.
+pub fn webhooks() -> Key {
+    Key::from_stored("webhooks/")
+}
+
+/// The webhooks of one account.
+pub fn webhooks_of(account: &AccountId) -> Key {
+    Key::new(format!("webhooks/{account}/"))
+}
+
+/// One webhook.
+pub fn webhook(account: &AccountId, webhook: &WebhookId) -> Key {
+    Key::new(format!("webhooks/{account}/{webhook}"))
+}
+
+/// Account and webhook of a key made by [`webhook`].
+pub fn parse_webhook(key: &Key) -> Option<(AccountId, WebhookId)> {
+    let (account, webhook) = key.as_str().strip_prefix("webhooks/")?.split_once('/')?;
+    Some((AccountId::new(account).ok()?, WebhookId::new(webhook).ok()?))
+}
+
+/// The event catalogue.
+pub fn event_types() -> Key {
+    Key::from_stored("event-types/")
+}
+
+/// One event type.
+pub fn event_type(name: &EventName) -> Key {
+    Key::new(format!("event-types/{name}"))
+}
+
+/// All agents that are alive.
+pub fn agents() -> Key {
+    Key::from_stored("agents/")
+}
+
+/// One agent.
+pub fn agent(agent: &AgentId) -> Key {
+    Key::new(format!("agents/{agent}"))
+}
+
+/// Who leads.
+pub fn leader() -> Key {
+    Key::from_stored("leader")
+}
+
+/// Who should own which shard.
+pub fn assignments() -> Key {
+    Key::from_stored("assignments/")
+}
+
+/// Who should own one shard.
+pub fn assignment(shard: ShardId) -> Key {
+    Key::new(format!("assignments/{:04}", shard.0))
+}
+
+/// Who owns which shard.
+pub fn owners() -> Key {
+    Key::from_stored("owners/")
+}
+
+/// Who owns one shard. The key's create revision is the owner's epoch.
+pub fn owner(shard: ShardId) -> Key {
+    Key::new(format!("owners/{:04}", shard.0))
+}
+
+/// The queue segments of one shard.
+pub fn queue(shard: ShardId) -> Key {
+    Key::new(format!("queue/{:04}/", shard.0))
+}
+
+/// One queue segment: transaction `sequence` of a writer's lane. Unique, because a lane's sequence is guarded by its mark.
+pub fn segment(shard: ShardId, writer: &str, sequence: u64) -> Key {
+    Key::new(format!("queue/{:04}/{writer}-{sequence:012x}", shard.0))
+}
+
+/// How far the shard's owner got in segments that are not over.
+pub fn progress(shard: ShardId) -> Key {
+    Key::new(format!("progress/{:04}", shard.0))
+}
+
+/// All parked segments of one shard.
+pub fn parked(shard: ShardId) -> Key {
+    Key::new(format!("parked/{:04}/", shard.0))
+}
+
+/// Where a parked segment stands: everything its key says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Parked {
+    /// The shard.
+    pub shard: ShardId,
+    /// The webhook's account.
+    pub account: AccountId,
+    /// The webhook.
+    pub webhook: WebhookId,
+    /// When the first of its deliveries is due.
+    pub due: Timestamp,
+    /// Unique within the shard: the epoch of the owner that wrote it, and a number of the owner's.
+    pub epoch: u64,
+    /// The owner's number.
+    pub number: u64,
+    /// How many deliveries it holds, so that an index needs no values.
+    pub count: u32,
+}
+
+/// One parked segment.
+pub fn parked_segment(parked: &Parked) -> Key {
+    Key::new(format!("parked/{}", placed(parked)))
+}
+
+/// What a key made by [`parked_segment`] says.
+pub fn parse_parked(key: &Key) -> Option<Parked> {
+    parse_placed(key.as_str().strip_prefix("parked/")?)
+}
+
+/// All dead letters of one shard.
+pub fn dead(shard: ShardId) -> Key {
+    Key::new(format!("dead/{:04}/", shard.0))
+}
+
+/// All dead letters of one webhook.
+pub fn dead_of(shard: ShardId, account: &AccountId, webhook: &WebhookId) -> Key {
+    Key::new(format!("dead/{:04}/{account}/{webhook}/", shard.0))
+}
+
+/// One segment of dead letters; `due` is when the first of them died.
+pub fn dead_segment(dead: &Parked) -> Key {
+    Key::new(format!("dead/{}", placed(dead)))
+}
+
+/// What a key made by [`dead_segment`] says.
+pub fn parse_dead(key: &Key) -> Option<Parked> {
+    parse_placed(key.as_str().strip_prefix("dead/")?)
+}
+
+fn placed(at: &Parked) -> String {
+    format!(
+        "{:04}/{}/{}/due-{:015}-{:x}-{:x}-{}",
+        at.shard.0,
+        at.account,
+        at.webhook,
+        at.due.as_millis().max(0),
+        at.epoch,
+        at.number,
+        at.count
+    )
+}
+
+fn parse_placed(text: &str) -> Option<Parked> {
+    let mut parts = text.split('/');
+    let (shard, account, webhook, last) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let mut fields = last.strip_prefix("due-")?.split('-');
+    let (due, epoch, number, count) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    if parts.next().is_some() || fields.next().is_some() {
+        return None;
+    }
+    Some(Parked {
+        shard: ShardId(shard.parse().ok()?),
+        account: AccountId::new(account).ok()?,
+        webhook: WebhookId::new(webhook).ok()?,
+        due: Timestamp::from_millis(due.parse().ok()?),
+        epoch: u64::from_str_radix(epoch, 16).ok()?,
+        number: u64::from_str_radix(number, 16).ok()?,
+        count: count.parse().ok()?,
+    })
+}
+
+/// The answer of a request that carried a request id. `kind` keeps requests of different methods apart.
+pub fn dedupe(account: &AccountId, kind: DedupeKind, request: &RequestId) -> Key {
+    Key::new(format!("dedupe/{account}/{}/{request}", kind.as_str()))
+}
+
+/// The answer of a request for an event type or an account, which stand in no account.
+pub fn dedupe_global(kind: DedupeKind, request: &RequestId) -> Key {
+    Key::new(format!("dedupe/-/{}/{request}", kind.as_str()))
+}
+
+/// Which method a request id was used with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DedupeKind {
+    /// Publish, and each request of PublishStream.
+    Publish,
+    /// CreateWebhook.
+    CreateWebhook,
+    /// CreateAccount.
+    CreateAccount,
+    /// CreateEventType.
+    CreateEventType,
+}
+
+impl DedupeKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::CreateWebhook => "create-webhook",
+            Self::CreateAccount => "create-account",
+            Self::CreateEventType => "create-event-type",
+        }
+    }
+}
+
+/// The mark of one lane of a control plane's writer.
+pub fn writer(writer: &str) -> Key {
+    Key::new(format!("writers/{writer}"))
+}
+
+/// The shard that ends a key such as those of [`owner`] and [`assignment`].
+pub fn parse_shard(key: &Key) -> Option<ShardId> {
+    Some(ShardId(key.as_str().rsplit_once('/')?.1.parse().ok()?))
+}
+
+/// The agent of a key made by [`agent`].
+pub fn parse_agent(key: &Key) -> Option<AgentId> {
+    AgentId::new(key.as_str().strip_prefix("agents/")?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_parked_key_says_what_it_was_built_from(
+            shard in 0_u16..1024, account in "[a-z0-9][a-z0-9-]{0,62}", webhook in "[a-z0-9][a-z0-9-]{0,62}",
+            due in 0_i64..253_402_300_799_999, epoch: u64, number: u64, count: u32,
+        ) {
+            let parked = Parked {
+                shard: ShardId(shard), account: AccountId::new(&account).unwrap(), webhook: WebhookId::new(&webhook).unwrap(),
+                due: Timestamp::from_millis(due), epoch, number, count,
+            };
+            prop_assert_eq!(parse_parked(&parked_segment(&parked)), Some(parked.clone()));
+            prop_assert!(parked_segment(&parked).as_str().starts_with(super::parked(parked.shard).as_str()));
+            prop_assert_eq!(parse_dead(&dead_segment(&parked)), Some(parked.clone()));
+        }
+
+        #[test]
+        fn parked_keys_of_a_webhook_sort_by_due_time(first in 0_i64..253_402_300_799_999, second in 0_i64..253_402_300_799_999) {
+            let at = |due| parked_segment(&Parked {
+                shard: ShardId(7), account: AccountId::new("a").unwrap(), webhook: WebhookId::new("w").unwrap(),
+                due: Timestamp::from_millis(due), epoch: 1, number: 1, count: 1,
+            });
+            prop_assert_eq!(at(first).as_str() < at(second).as_str(), first < second);
+        }
+
+        #[test]
+        fn no_text_makes_the_parsers_panic(text in "\\PC{0,80}") {
+            let key = Key::from_stored(&text);
+            let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_shard(&key), parse_agent(&key));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The gRPC face: one file per service, all input checked before anything is done.
+
+pub(crate) mod status;

@@ -1,0 +1,3 @@
+//! The control plane: gRPC services for webhooks and publishing.
+
+mod api;

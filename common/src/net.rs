@@ -63,6 +63,9 @@ impl Dialer for TcpDialer {
         let stream = tokio::net::TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
-        Ok(Connection { io: Box::pin(stream), peer })
+        Ok(Connection {
+            io: Box::pin(stream),
+            peer,
+        })
     }
 }

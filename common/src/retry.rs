@@ -55,7 +55,14 @@ impl Policy {
     /// What follows after `attempts` attempts (1 or more) of an event accepted at `accepted`, the last of which failed at `now`. `retry_after`
     /// is the receiver's wish: it can lengthen the delay up to `max_delay`, never shorten it. `fraction` in `0.0..1.0` is the jitter: up to
     /// half of the delay is taken off.
-    pub fn next(&self, attempts: u32, accepted: Timestamp, now: Timestamp, retry_after: Option<Duration>, fraction: f64) -> Next {
+    pub fn next(
+        &self,
+        attempts: u32,
+        accepted: Timestamp,
+        now: Timestamp,
+        retry_after: Option<Duration>,
+        fraction: f64,
+    ) -> Next {
         if self.max_attempts.is_some_and(|most| attempts >= most.get()) {
             return Next::UsedUp(UsedUp::Attempts);
         }
@@ -119,7 +126,9 @@ mod tests {
 
     #[test]
     fn the_default_doubles_from_five_seconds_to_five_minutes() {
-        let delays: Vec<u64> = (1..=8).map(|attempts| Policy::default().delay(attempts, 0.0).as_secs()).collect();
+        let delays: Vec<u64> = (1..=8)
+            .map(|attempts| Policy::default().delay(attempts, 0.0).as_secs())
+            .collect();
         assert_eq!(delays, [5, 10, 20, 40, 80, 160, 300, 300]);
     }
 }

@@ -58,7 +58,10 @@ pub struct Keyring {
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Keyring").field("current", &self.current).finish_non_exhaustive()
+        formatter
+            .debug_struct("Keyring")
+            .field("current", &self.current)
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,7 +73,10 @@ impl Keyring {
     pub fn parse(text: &str) -> Result<Self, InvalidKey> {
         let mut current = None;
         let mut keys = BTreeMap::new();
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {
             let bytes = Zeroizing::new(STANDARD.decode(line).map_err(|_| InvalidKey)?);
             let id = hex(&Sha256::digest(Sha256::digest(bytes.as_slice())), 4);
@@ -78,7 +84,10 @@ impl Keyring {
             current.get_or_insert_with(|| id.clone());
             keys.insert(id, cipher);
         }
-        Ok(Self { current: current.ok_or(InvalidKey)?, keys })
+        Ok(Self {
+            current: current.ok_or(InvalidKey)?,
+            keys,
+        })
     }
 
     /// The text of a new key, for a key file.
@@ -92,10 +101,20 @@ impl Keyring {
     pub fn seal(&self, secret: &[u8], context: &str, entropy: &dyn Entropy) -> Sealed {
         let mut nonce = [0; 24];
         entropy.fill(&mut nonce);
-        let payload = Payload { msg: secret, aad: context.as_bytes() };
+        let payload = Payload {
+            msg: secret,
+            aad: context.as_bytes(),
+        };
         // The current key is in the ring by construction, and sealing fails only beyond 256 GiB.
-        let sealed = self.keys.get(&self.current).and_then(|key| key.encrypt(&XNonce::from(nonce), payload).ok());
-        Sealed { key_id: self.current.clone(), nonce: nonce.to_vec(), ciphertext: sealed.unwrap_or_default() }
+        let sealed = self
+            .keys
+            .get(&self.current)
+            .and_then(|key| key.encrypt(&XNonce::from(nonce), payload).ok());
+        Sealed {
+            key_id: self.current.clone(),
+            nonce: nonce.to_vec(),
+            ciphertext: sealed.unwrap_or_default(),
+        }
     }
 
     /// Opens what was sealed for `context`.
@@ -103,10 +122,18 @@ impl Keyring {
     /// # Errors
     /// [`OpenError`] if the key is not here, or the value was changed or moved.
     pub fn open(&self, sealed: &Sealed, context: &str) -> Result<SecretBytes, OpenError> {
-        let key = self.keys.get(&sealed.key_id).ok_or_else(|| OpenError::UnknownKey(sealed.key_id.clone()))?;
+        let key = self
+            .keys
+            .get(&sealed.key_id)
+            .ok_or_else(|| OpenError::UnknownKey(sealed.key_id.clone()))?;
         let nonce: [u8; 24] = sealed.nonce.as_slice().try_into().map_err(|_| OpenError::Corrupt)?;
-        let payload = Payload { msg: sealed.ciphertext.as_slice(), aad: context.as_bytes() };
-        let bytes = key.decrypt(&XNonce::from(nonce), payload).map_err(|_| OpenError::Corrupt)?;
+        let payload = Payload {
+            msg: sealed.ciphertext.as_slice(),
+            aad: context.as_bytes(),
+        };
+        let bytes = key
+            .decrypt(&XNonce::from(nonce), payload)
+            .map_err(|_| OpenError::Corrupt)?;
         Ok(SecretBytes::from(bytes))
     }
 }
@@ -126,7 +153,11 @@ pub fn parse_signing(text: &str) -> Result<SecretBytes, &'static str> {
     let rule = "must be whsec_ followed by the standard base64 of 24 to 64 bytes";
     let encoded = text.strip_prefix(SIGNING_PREFIX).ok_or(rule)?;
     let bytes = STANDARD.decode(encoded).map_err(|_| rule)?;
-    if (24..=64).contains(&bytes.len()) { Ok(SecretBytes::from(bytes)) } else { Err(rule) }
+    if (24..=64).contains(&bytes.len()) {
+        Ok(SecretBytes::from(bytes))
+    } else {
+        Err(rule)
+    }
 }
 
 /// The text form of a signing secret.
@@ -192,7 +223,16 @@ mod tests {
         let short = format!("whsec_{}", STANDARD.encode([1; 23]));
         let long = format!("whsec_{}", STANDARD.encode([1; 65]));
         let spaced = format!("{} ", *text);
-        for bad in ["", "whsec_", "whsk_AAAA", "whsec_!!!", "whsec_-_-_", &short, &long, &spaced] {
+        for bad in [
+            "",
+            "whsec_",
+            "whsk_AAAA",
+            "whsec_!!!",
+            "whsec_-_-_",
+            &short,
+            &long,
+            &spaced,
+        ] {
             let error = parse_signing(bad).unwrap_err();
             assert!(bad.len() < 7 || !error.contains(bad));
         }

@@ -23,7 +23,10 @@ impl Default for Group {
 impl Group {
     /// A group that is told to stop by `stop`.
     pub fn new(stop: CancellationToken) -> Self {
-        Self { tasks: Arc::default(), stop }
+        Self {
+            tasks: Arc::default(),
+            stop,
+        }
     }
 
     /// Tells the group's tasks to stop.

@@ -3,7 +3,13 @@
 pub mod codec;
 
 /// The API: messages, clients and servers of package `postrider.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::large_futures)]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::large_futures
+)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/postrider.v1.rs"));
 }

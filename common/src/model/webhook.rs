@@ -60,7 +60,8 @@ pub struct Webhook {
 impl Webhook {
     /// Whether events of this name go to the webhook now (or, with [`WhenInactive::Hold`], wait for it).
     pub fn wants(&self, name: &EventName) -> bool {
-        (self.active || self.when_inactive == WhenInactive::Hold) && self.event_types.iter().any(|pattern| pattern.matches(name))
+        (self.active || self.when_inactive == WhenInactive::Hold)
+            && self.event_types.iter().any(|pattern| pattern.matches(name))
     }
 
     /// The place that a secret of this webhook is sealed for (see [`crate::secret::Keyring::seal`]). `field` is `password`, or `signing/` and the
@@ -131,7 +132,9 @@ impl EventPattern {
         let rule = "must be an event name matching [A-Za-z][A-Za-z0-9_.:-]{0,127}, such a name's beginning followed by *, or *";
         match text.strip_suffix('*') {
             Some("") => Ok(Self::Prefix(String::new())),
-            Some(prefix) => EventName::new(prefix).map(|name| Self::Prefix(name.as_str().to_owned())).map_err(|_| rule),
+            Some(prefix) => EventName::new(prefix)
+                .map(|name| Self::Prefix(name.as_str().to_owned()))
+                .map_err(|_| rule),
             None => EventName::new(text).map(Self::Exact).map_err(|_| rule),
         }
     }

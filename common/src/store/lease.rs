@@ -22,7 +22,11 @@ pub struct Held {
 impl Held {
     /// A lease that is certain to live until `safe_until`.
     pub fn new(id: LeaseId, safe_until: Instant) -> Self {
-        Self { id, safe_until: Arc::new(watch::Sender::new(safe_until)), lost: CancellationToken::new() }
+        Self {
+            id,
+            safe_until: Arc::new(watch::Sender::new(safe_until)),
+            lost: CancellationToken::new(),
+        }
     }
 
     /// The lease's name.

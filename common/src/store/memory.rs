@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Change, Changes, Entry, Grant, Guard, LeaseError, LeaseId, ListRequest, NotApplied, Op, Page, ReadError, Revision, Store, Usage,
-    Watch, WatchError, Write, WriteError, check,
+    Change, Changes, Entry, Grant, Guard, LeaseError, LeaseId, ListRequest, NotApplied, Op, Page, ReadError, Revision,
+    Store, Usage, Watch, WatchError, Write, WriteError, check,
 };
 use crate::key::Key;
 
@@ -67,8 +67,16 @@ struct Lease {
 
 impl Default for MemoryStore {
     fn default() -> Self {
-        let state = State { revision: Revision(1), ..State::default() };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(Revision(1)) }) }
+        let state = State {
+            revision: Revision(1),
+            ..State::default()
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                changed: watch::Sender::new(Revision(1)),
+            }),
+        }
     }
 }
 
@@ -100,7 +108,12 @@ impl MemoryStore {
 impl State {
     fn at(&self, key: &Key, revision: Revision) -> Option<&Entry> {
         let versions = self.versions.get(key)?;
-        versions.iter().rev().find(|version| version.at <= revision)?.entry.as_ref()
+        versions
+            .iter()
+            .rev()
+            .find(|version| version.at <= revision)?
+            .entry
+            .as_ref()
     }
 
     fn holds(&self, guard: &Guard) -> bool {
@@ -143,15 +156,27 @@ impl State {
         if let Some(lease) = lease.and_then(|lease| self.leases.get_mut(&lease)) {
             lease.keys.insert(key.clone());
         }
-        let entry = Entry { key: key.clone(), value: value.clone(), create_revision, mod_revision: revision, lease };
-        self.versions.entry(key.clone()).or_default().push(Version { at: revision, entry: Some(entry.clone()) });
+        let entry = Entry {
+            key: key.clone(),
+            value: value.clone(),
+            create_revision,
+            mod_revision: revision,
+            lease,
+        };
+        self.versions.entry(key.clone()).or_default().push(Version {
+            at: revision,
+            entry: Some(entry.clone()),
+        });
         Change::Put(entry)
     }
 
     fn delete(&mut self, revision: Revision, key: &Key) -> Option<Change> {
         let lease = self.at(key, revision)?.lease;
         self.detach(key, lease);
-        self.versions.entry(key.clone()).or_default().push(Version { at: revision, entry: None });
+        self.versions.entry(key.clone()).or_default().push(Version {
+            at: revision,
+            entry: None,
+        });
         Some(Change::Delete(key.clone()))
     }
 
@@ -173,7 +198,12 @@ impl State {
 
     fn expire(&mut self, now: Instant) -> bool {
         let before = self.revision;
-        let over: Vec<LeaseId> = self.leases.iter().filter(|(_, lease)| lease.deadline <= now).map(|(id, _)| *id).collect();
+        let over: Vec<LeaseId> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.deadline <= now)
+            .map(|(id, _)| *id)
+            .collect();
         for id in over {
             self.end_lease(id);
         }
@@ -187,7 +217,10 @@ impl State {
             self.log.pop_front();
         }
         self.versions.retain(|_, versions| {
-            let kept = versions.iter().rposition(|version| version.at <= compacted).unwrap_or(0);
+            let kept = versions
+                .iter()
+                .rposition(|version| version.at <= compacted)
+                .unwrap_or(0);
             versions.drain(..kept);
             !matches!(versions.as_slice(), [only] if only.entry.is_none() && only.at <= compacted)
         });
@@ -200,7 +233,10 @@ impl State {
         }
         let start = self.log.partition_point(|(at, _)| *at < from);
         let changes = self.log.range(start..).flat_map(|(_, changes)| changes);
-        Ok(changes.filter(|change| change.key().as_str().starts_with(prefix)).cloned().collect())
+        Ok(changes
+            .filter(|change| change.key().as_str().starts_with(prefix))
+            .cloned()
+            .collect())
     }
 }
 
@@ -213,7 +249,10 @@ impl Store for MemoryStore {
 
     async fn get_all(&self, keys: &[Key]) -> Result<(Vec<Option<Entry>>, Revision), ReadError> {
         let state = self.settled();
-        Ok((keys.iter().map(|key| state.at(key, state.revision).cloned()).collect(), state.revision))
+        Ok((
+            keys.iter().map(|key| state.at(key, state.revision).cloned()).collect(),
+            state.revision,
+        ))
     }
 
     async fn list(&self, request: ListRequest) -> Result<Page, ReadError> {
@@ -225,7 +264,10 @@ impl Store for MemoryStore {
         if revision > state.revision {
             return Err(ReadError::Away(format!("revision {revision} is in the future")));
         }
-        let start = request.after.as_ref().map_or(std::ops::Bound::Included(&request.prefix), std::ops::Bound::Excluded);
+        let start = request
+            .after
+            .as_ref()
+            .map_or(std::ops::Bound::Included(&request.prefix), std::ops::Bound::Excluded);
         let mut entries = Vec::new();
         let mut more = false;
         for (key, _) in state.versions.range((start, std::ops::Bound::Unbounded)) {
@@ -237,10 +279,18 @@ impl Store for MemoryStore {
                 more = true;
                 break;
             }
-            let value = if request.keys_only { Bytes::new() } else { entry.value.clone() };
+            let value = if request.keys_only {
+                Bytes::new()
+            } else {
+                entry.value.clone()
+            };
             entries.push(Entry { value, ..entry.clone() });
         }
-        Ok(Page { entries, more, revision })
+        Ok(Page {
+            entries,
+            more,
+            revision,
+        })
     }
 
     async fn write(&self, write: Write) -> Result<Revision, WriteError> {
@@ -278,7 +328,10 @@ impl Store for MemoryStore {
                     }
                 };
                 if let Some((revision, changes)) = next {
-                    return Some((Ok(Changes { revision, changes }), Some((store, prefix, revision.next(), changed))));
+                    return Some((
+                        Ok(Changes { revision, changes }),
+                        Some((store, prefix, revision.next(), changed)),
+                    ));
                 }
                 let lease_ends = async {
                     match deadline {
@@ -299,7 +352,14 @@ impl Store for MemoryStore {
         let mut state = self.settled();
         state.last_lease += 1;
         let id = LeaseId(state.last_lease);
-        state.leases.insert(id, Lease { ttl, deadline: Instant::now() + ttl, keys: BTreeSet::new() });
+        state.leases.insert(
+            id,
+            Lease {
+                ttl,
+                deadline: Instant::now() + ttl,
+                keys: BTreeSet::new(),
+            },
+        );
         // Watchers wait for the first lease to run out: let them look again.
         self.shared.changed.send_replace(state.revision);
         Ok(Grant { id, ttl })
@@ -326,8 +386,18 @@ impl Store for MemoryStore {
 
     async fn usage(&self) -> Result<Usage, ReadError> {
         let state = self.settled();
-        let size = state.versions.values().flatten().filter_map(|version| version.entry.as_ref());
-        let size = size.map(|entry| (entry.key.as_str().len() + entry.value.len()) as u64).sum();
-        Ok(Usage { size, in_use: size, quota: None })
+        let size = state
+            .versions
+            .values()
+            .flatten()
+            .filter_map(|version| version.entry.as_ref());
+        let size = size
+            .map(|entry| (entry.key.as_str().len() + entry.value.len()) as u64)
+            .sum();
+        Ok(Usage {
+            size,
+            in_use: size,
+            quota: None,
+        })
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod lease;
 pub mod memory;
+pub mod once;
 
 use std::fmt;
 use std::sync::Arc;
@@ -144,12 +145,20 @@ pub enum Op {
 impl Op {
     /// Sets a key that lives until it is deleted.
     pub fn put(key: Key, value: impl Into<Bytes>) -> Self {
-        Self::Put { key, value: value.into(), lease: None }
+        Self::Put {
+            key,
+            value: value.into(),
+            lease: None,
+        }
     }
 
     /// Sets a key that dies with `lease`.
     pub fn put_leased(key: Key, value: impl Into<Bytes>, lease: LeaseId) -> Self {
-        Self::Put { key, value: value.into(), lease: Some(lease) }
+        Self::Put {
+            key,
+            value: value.into(),
+            lease: Some(lease),
+        }
     }
 
     /// Deletes a key.
@@ -338,7 +347,13 @@ pub async fn list_all(store: &dyn Store, prefix: &Key, keys_only: bool) -> Resul
 const LIST_PAGE: usize = 500;
 
 async fn list_once(store: &dyn Store, prefix: &Key, keys_only: bool) -> Result<(Vec<Entry>, Revision), ReadError> {
-    let mut request = ListRequest { prefix: prefix.clone(), after: None, limit: LIST_PAGE, revision: None, keys_only };
+    let mut request = ListRequest {
+        prefix: prefix.clone(),
+        after: None,
+        limit: LIST_PAGE,
+        revision: None,
+        keys_only,
+    };
     let mut entries = Vec::new();
     loop {
         let page = store.list(request.clone()).await?;
@@ -358,7 +373,11 @@ async fn list_once(store: &dyn Store, prefix: &Key, keys_only: bool) -> Result<(
 pub fn check(write: &Write) -> Result<(), WriteError> {
     let invalid = |why: String| Err(WriteError::NotApplied(NotApplied::Invalid(why)));
     if write.guards.len() > MAX_OPS || write.ops.len() > MAX_OPS {
-        return invalid(format!("{} guards and {} operations, at most {MAX_OPS} each", write.guards.len(), write.ops.len()));
+        return invalid(format!(
+            "{} guards and {} operations, at most {MAX_OPS} each",
+            write.guards.len(),
+            write.ops.len()
+        ));
     }
     let size: usize = write.ops.iter().map(Op::size).sum();
     if size > MAX_WRITE_BYTES {

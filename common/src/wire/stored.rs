@@ -42,7 +42,11 @@ fn unreadable(error: impl std::fmt::Display) -> Unreadable {
 }
 
 fn readable_version(version: u32) -> Result<(), Unreadable> {
-    if version == VERSION { Ok(()) } else { Err(Unreadable(format!("version {version}, this release reads {VERSION}"))) }
+    if version == VERSION {
+        Ok(())
+    } else {
+        Err(Unreadable(format!("version {version}, this release reads {VERSION}")))
+    }
 }
 
 /// Encodes a message that has no model of its own (see the stored protobuf file).
@@ -62,12 +66,21 @@ pub fn decode<M: prost::Message + Default>(bytes: Bytes) -> Result<M, Unreadable
 pub fn pack(segment: Segment) -> Bytes {
     let body = segment_to_pb(segment).encode_to_vec();
     let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    let compressed = if body.len() < COMPRESS_FROM { None } else { zstd::bulk::compress(&body, ZSTD_LEVEL).ok() };
+    let compressed = if body.len() < COMPRESS_FROM {
+        None
+    } else {
+        zstd::bulk::compress(&body, ZSTD_LEVEL).ok()
+    };
     let (codec, body) = match compressed {
         Some(compressed) if compressed.len() < body.len() => (1, compressed),
         _ => (0, body),
     };
-    encode(&pb::Packed { version: VERSION, codec, size, body: body.into() })
+    encode(&pb::Packed {
+        version: VERSION,
+        codec,
+        size,
+        body: body.into(),
+    })
 }
 
 /// Unpacks a segment.
@@ -82,7 +95,9 @@ pub fn unpack(bytes: Bytes) -> Result<Segment, Unreadable> {
     }
     let body = match packed.codec {
         0 => packed.body,
-        1 => zstd::bulk::decompress(&packed.body, packed.size as usize).map_err(unreadable)?.into(),
+        1 => zstd::bulk::decompress(&packed.body, packed.size as usize)
+            .map_err(unreadable)?
+            .into(),
         other => return Err(Unreadable(format!("codec {other}"))),
     };
     segment_from_pb(decode(body)?)
@@ -103,7 +118,10 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
         traceparent: text(&event.traceparent),
     };
     let target = |target: Target| {
-        let untouched = target.deliveries.iter().all(|delivery| delivery.state == DeliveryState::default());
+        let untouched = target
+            .deliveries
+            .iter()
+            .all(|delivery| delivery.state == DeliveryState::default());
         let events = target.deliveries.iter().map(|delivery| delivery.event).collect();
         let state = |delivery: Delivery| pb::DeliveryState {
             attempts: delivery.state.attempts,
@@ -117,7 +135,11 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
             webhook_uid: target.webhook_uid.as_str().to_owned(),
             webhook_revision: target.webhook_revision.0,
             events,
-            states: if untouched { Vec::new() } else { target.deliveries.into_iter().map(state).collect() },
+            states: if untouched {
+                Vec::new()
+            } else {
+                target.deliveries.into_iter().map(state).collect()
+            },
         }
     };
     pb::Segment {
@@ -151,7 +173,11 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
         }));
     }
     let count = events.len();
-    let targets = segment.targets.into_iter().map(|target| target_from_pb(target, count)).collect::<Result<_, _>>()?;
+    let targets = segment
+        .targets
+        .into_iter()
+        .map(|target| target_from_pb(target, count))
+        .collect::<Result<_, _>>()?;
     Ok(Segment { events, targets })
 }
 
@@ -176,7 +202,10 @@ fn target_from_pb(target: pb::Target, events: usize) -> Result<Target, Unreadabl
         deliveries: target
             .events
             .into_iter()
-            .map(|event| Delivery { event, state: states.next().unwrap_or_default() })
+            .map(|event| Delivery {
+                event,
+                state: states.next().unwrap_or_default(),
+            })
             .collect(),
     })
 }
@@ -247,7 +276,11 @@ pub fn decode_event_type(name: EventName, bytes: Bytes) -> Result<EventType, Unr
         generation: stored.generation,
         display_name: stored.display_name,
         description: stored.description,
-        category: if stored.non_real_time { Category::NonRealTime } else { Category::RealTime },
+        category: if stored.non_real_time {
+            Category::NonRealTime
+        } else {
+            Category::RealTime
+        },
         schema: present(stored.schema),
         example: present(stored.example),
         deprecated: stored.deprecated,
@@ -271,14 +304,18 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
     };
     let auth = match &webhook.auth {
         Auth::None => None,
-        Auth::Basic { username, password } => {
-            Some(pb::webhook::Auth::Basic(pb::BasicAuth { username: username.clone(), password: Some(sealed(password)) }))
-        }
-        Auth::Signature { secrets } => {
-            Some(pb::webhook::Auth::Signature(pb::SignatureAuth { secrets: secrets.iter().map(signing).collect() }))
-        }
+        Auth::Basic { username, password } => Some(pb::webhook::Auth::Basic(pb::BasicAuth {
+            username: username.clone(),
+            password: Some(sealed(password)),
+        })),
+        Auth::Signature { secrets } => Some(pb::webhook::Auth::Signature(pb::SignatureAuth {
+            secrets: secrets.iter().map(signing).collect(),
+        })),
     };
-    let header = |(name, value): &(String, String)| pb::Header { name: name.clone(), value: value.clone() };
+    let header = |(name, value): &(String, String)| pb::Header {
+        name: name.clone(),
+        value: value.clone(),
+    };
     encode(&pb::Webhook {
         version: VERSION,
         uid: webhook.uid.as_str().to_owned(),
@@ -309,10 +346,17 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
     readable_version(stored.version)?;
     let auth = match stored.auth {
         None => Auth::None,
-        Some(pb::webhook::Auth::Basic(basic)) => Auth::Basic { username: basic.username, password: sealed_from_pb(basic.password)? },
-        Some(pb::webhook::Auth::Signature(signature)) => {
-            Auth::Signature { secrets: signature.secrets.into_iter().map(signing_from_pb).collect::<Result<_, _>>()? }
-        }
+        Some(pb::webhook::Auth::Basic(basic)) => Auth::Basic {
+            username: basic.username,
+            password: sealed_from_pb(basic.password)?,
+        },
+        Some(pb::webhook::Auth::Signature(signature)) => Auth::Signature {
+            secrets: signature
+                .secrets
+                .into_iter()
+                .map(signing_from_pb)
+                .collect::<Result<_, _>>()?,
+        },
     };
     let patterns = stored.event_types.iter().map(|text| EventPattern::parse(text));
     Ok(Webhook {
@@ -328,18 +372,30 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
         auth,
         event_types: patterns.collect::<Result<_, _>>().map_err(unreadable)?,
         active: !stored.retired,
-        when_inactive: if stored.hold_when_inactive { WhenInactive::Hold } else { WhenInactive::Drop },
+        when_inactive: if stored.hold_when_inactive {
+            WhenInactive::Hold
+        } else {
+            WhenInactive::Drop
+        },
         max_in_flight: NonZeroU32::new(stored.max_in_flight),
         timeout: (stored.timeout_ms != 0).then(|| Duration::from_millis(stored.timeout_ms)),
         retry: retry_from_pb(stored.retry.unwrap_or_default()),
-        headers: stored.headers.into_iter().map(|header| (header.name, header.value)).collect(),
+        headers: stored
+            .headers
+            .into_iter()
+            .map(|header| (header.name, header.value))
+            .collect(),
         labels: stored.labels,
     })
 }
 
 fn sealed_from_pb(sealed: Option<pb::Sealed>) -> Result<Sealed, Unreadable> {
     let sealed = sealed.ok_or_else(|| Unreadable("a secret is missing".into()))?;
-    Ok(Sealed { key_id: sealed.key_id, nonce: sealed.nonce.into(), ciphertext: sealed.ciphertext.into() })
+    Ok(Sealed {
+        key_id: sealed.key_id,
+        nonce: sealed.nonce.into(),
+        ciphertext: sealed.ciphertext.into(),
+    })
 }
 
 fn signing_from_pb(secret: pb::SigningSecret) -> Result<SigningSecret, Unreadable> {
@@ -360,7 +416,11 @@ fn retry_to_pb(policy: &retry::Policy) -> pb::RetryPolicy {
     let default = retry::Policy::default();
     let unless = |value: Duration, default: Duration| if value == default { 0 } else { millis(value) };
     #[allow(clippy::float_cmp)] // The very same constant, or something else.
-    let multiplier = if policy.multiplier == default.multiplier { 0.0 } else { policy.multiplier };
+    let multiplier = if policy.multiplier == default.multiplier {
+        0.0
+    } else {
+        policy.multiplier
+    };
     pb::RetryPolicy {
         max_attempts: policy.max_attempts.map_or(0, NonZeroU32::get),
         initial_delay_ms: unless(policy.initial_delay, default.initial_delay),
@@ -372,11 +432,21 @@ fn retry_to_pb(policy: &retry::Policy) -> pb::RetryPolicy {
 
 fn retry_from_pb(policy: pb::RetryPolicy) -> retry::Policy {
     let default = retry::Policy::default();
-    let or = |millis: u64, default: Duration| if millis == 0 { default } else { Duration::from_millis(millis) };
+    let or = |millis: u64, default: Duration| {
+        if millis == 0 {
+            default
+        } else {
+            Duration::from_millis(millis)
+        }
+    };
     retry::Policy {
         max_attempts: NonZeroU32::new(policy.max_attempts),
         initial_delay: or(policy.initial_delay_ms, default.initial_delay),
-        multiplier: if policy.multiplier == 0.0 { default.multiplier } else { policy.multiplier },
+        multiplier: if policy.multiplier == 0.0 {
+            default.multiplier
+        } else {
+            policy.multiplier
+        },
         max_delay: or(policy.max_delay_ms, default.max_delay),
         max_age: or(policy.max_age_ms, default.max_age),
     }

@@ -37,7 +37,11 @@ pub(crate) struct Violation {
 impl Violations {
     /// Notes a mistake.
     pub(crate) fn add(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
-        self.0.push(Violation { field: field.into(), reason, description: description.into() });
+        self.0.push(Violation {
+            field: field.into(),
+            reason,
+            description: description.into(),
+        });
     }
 
     /// Whether there are none.
@@ -47,7 +51,11 @@ impl Violations {
 
     /// `value` if there are no mistakes, else all of them.
     pub(crate) fn or<T>(self, value: T) -> Result<T, Error> {
-        if self.is_empty() { Ok(value) } else { Err(Error::Invalid(self)) }
+        if self.is_empty() {
+            Ok(value)
+        } else {
+            Err(Error::Invalid(self))
+        }
     }
 
     /// The mistakes.
@@ -172,12 +180,18 @@ impl Error {
     pub(crate) fn message(&self) -> String {
         match self {
             Self::Invalid(violations) => {
-                let each: Vec<String> =
-                    violations.iter().map(|violation| format!("{}: {}", violation.field, violation.description)).collect();
+                let each: Vec<String> = violations
+                    .iter()
+                    .map(|violation| format!("{}: {}", violation.field, violation.description))
+                    .collect();
                 each.join("; ")
             }
             Self::NotFound { name, .. } => format!("{name} does not exist"),
-            Self::Exists { name, reason: "REQUEST_ID_REUSED", .. } => {
+            Self::Exists {
+                name,
+                reason: "REQUEST_ID_REUSED",
+                ..
+            } => {
                 format!("the request id was used before with other content, for {name}")
             }
             Self::Exists { name, .. } => format!("{name} already exists"),
@@ -187,7 +201,9 @@ impl Error {
             Self::Contended => "others were changing the same thing; nothing was done, try again".into(),
             Self::StoreAway(_) => "the store is away; nothing was done".into(),
             Self::StoreFull => "the store takes no more; nothing was done".into(),
-            Self::OutcomeUnknown(_) => "the store did not say whether it was done; repeat with the same request_id".into(),
+            Self::OutcomeUnknown(_) => {
+                "the store did not say whether it was done; repeat with the same request_id".into()
+            }
             Self::Stopping => "this server is stopping; nothing was done".into(),
             Self::Bug(_) => "internal error".into(),
         }
@@ -221,7 +237,10 @@ impl From<Error> for Status {
         match &error {
             Error::Invalid(violations) => {
                 let each = violations.iter().map(|violation| {
-                    FieldViolation::new(&violation.field, format!("{}: {}", violation.reason, violation.description))
+                    FieldViolation::new(
+                        &violation.field,
+                        format!("{}: {}", violation.reason, violation.description),
+                    )
                 });
                 details.set_bad_request(each.collect::<Vec<_>>());
             }
@@ -231,13 +250,24 @@ impl From<Error> for Status {
             Error::EtagMismatch { current, .. } => {
                 metadata.insert("current_etag".to_owned(), current.clone());
             }
-            Error::WrongState { reason, name, description } => {
+            Error::WrongState {
+                reason,
+                name,
+                description,
+            } => {
                 details.add_precondition_failure_violation(*reason, name, description);
             }
-            Error::Quota { subject, description, .. } => {
+            Error::Quota {
+                subject, description, ..
+            } => {
                 details.add_quota_failure_violation(subject, description);
             }
-            Error::Contended | Error::StoreAway(_) | Error::StoreFull | Error::OutcomeUnknown(_) | Error::Stopping | Error::Bug(_) => {}
+            Error::Contended
+            | Error::StoreAway(_)
+            | Error::StoreFull
+            | Error::OutcomeUnknown(_)
+            | Error::Stopping
+            | Error::Bug(_) => {}
         }
         if let Some(delay) = error.retry_after() {
             details.set_retry_info(Some(delay));

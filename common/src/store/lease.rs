@@ -4,12 +4,27 @@
 //! clock. Whoever acts on a lease asks [`Held`] first: it turns false before the store can have let the lease run out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::LeaseId;
+use super::{LeaseError, LeaseId, ReadError, SharedStore, Store};
+use crate::task;
+
+/// Keep-alives in the time that a lease lives: two may be lost.
+const KEEP_ALIVES: u32 = 3;
+
+/// Pause after a keep-alive that failed at once: a store that is away is asked ten times a second, no more.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// The part of a lease's life that its holder leaves unused, as a divisor. In it attempts are cancelled and their last bytes leave the machine, and it
+/// covers what clocks of two machines may run apart within one life.
+const MARGIN_PART: u32 = 5;
+
+/// The least margin: a busy machine may notice this late that a timer is due.
+const LEAST_MARGIN: Duration = Duration::from_millis(500);
 
 /// What the holder of a lease knows about it. Clones are of the same lease.
 #[derive(Debug, Clone)]
@@ -56,5 +71,77 @@ impl Held {
             *until = safe_until.max(*until);
             later
         });
+    }
+
+    /// Ends the lease: first for its holder, then in the store, with all its keys.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the store did not answer; the lease then runs out by itself.
+    pub async fn revoke(&self, store: &dyn Store) -> Result<(), ReadError> {
+        self.lost.cancel();
+        store.revoke(self.id).await
+    }
+}
+
+/// Takes a lease of `ttl` (the store may grant another, which counts) and keeps it alive until the group is told to stop, the lease is lost, or
+/// it is revoked. When the group stops the lease is left to run out: [`Held::revoke`] is the holder's deliberate act.
+///
+/// # Errors
+/// [`ReadError`] if the store granted none within `ttl`.
+pub async fn keep(group: &task::Group, store: SharedStore, ttl: Duration) -> Result<Held, ReadError> {
+    let sent = Instant::now();
+    let grant = timeout(ttl, store.grant(ttl))
+        .await
+        .map_err(|_| ReadError::Away("no lease was granted in time".to_owned()))??;
+    let held = Held::new(grant.id, safe_until(sent, grant.ttl));
+    let keeper = held.clone();
+    let stop = group.token().clone();
+    group.spawn("lease", async move {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = keeper.lost.cancelled() => return,
+            // By a timer of its own: a call that hangs must not keep the holder from hearing of the end.
+            () = over(&keeper) => {}
+            () = renew(&*store, &keeper, sent, grant.ttl) => {}
+        }
+        tracing::warn!(lease = keeper.id.0, "the lease is lost");
+        keeper.lost.cancel();
+    });
+    Ok(held)
+}
+
+/// Until when a lease is certain to live that lives `ttl` from the moment `sent`.
+fn safe_until(sent: Instant, ttl: Duration) -> Instant {
+    let margin = (ttl / MARGIN_PART).max(LEAST_MARGIN).min(ttl / 2);
+    sent + (ttl - margin)
+}
+
+/// Returns when the lease is not certain to live any more.
+async fn over(held: &Held) {
+    while Instant::now() < held.safe_until() {
+        sleep_until(held.safe_until()).await;
+    }
+}
+
+/// Sends keep-alives; returns when the lease is gone.
+async fn renew(store: &dyn Store, held: &Held, mut sent: Instant, mut ttl: Duration) {
+    loop {
+        sleep_until(sent + ttl / KEEP_ALIVES).await;
+        loop {
+            let now = Instant::now();
+            match timeout(ttl / KEEP_ALIVES, store.keep_alive(held.id)).await {
+                Ok(Ok(lives)) if !lives.is_zero() => {
+                    (sent, ttl) = (now, lives);
+                    held.extend(safe_until(sent, ttl));
+                    break;
+                }
+                Ok(Ok(_) | Err(LeaseError::Gone)) => return,
+                Ok(Err(LeaseError::Away(why))) => {
+                    tracing::debug!(why, "a keep-alive failed");
+                    sleep(RETRY_PAUSE).await;
+                }
+                Err(_) => tracing::debug!("a keep-alive was not answered in time"),
+            }
+        }
     }
 }

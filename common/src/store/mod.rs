@@ -10,6 +10,7 @@
 
 pub mod lease;
 pub mod memory;
+pub mod mirror;
 pub mod once;
 
 use std::fmt;

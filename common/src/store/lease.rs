@@ -145,3 +145,145 @@ async fn renew(store: &dyn Store, held: &Held, mut sent: Instant, mut ttl: Durat
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Key;
+    use crate::store::link::Link;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Op, Write};
+
+    const TTL: Duration = Duration::from_secs(5);
+
+    struct Setup {
+        store: MemoryStore,
+        link: Link,
+        group: task::Group,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let store = MemoryStore::default();
+            let link = Link::new(Arc::new(store.clone()));
+            let group = task::Group::default();
+            Self { store, link, group }
+        }
+
+        async fn keep(&self) -> Held {
+            let held = keep(&self.group, Arc::new(self.link.clone()), TTL).await.unwrap();
+            let ops = vec![Op::put_leased(key(), "", held.id())];
+            let write = Write {
+                guards: Vec::new(),
+                ops,
+            };
+            self.store.write(write).await.unwrap();
+            held
+        }
+
+        async fn lives(&self) -> bool {
+            self.store.get(&key()).await.unwrap().0.is_some()
+        }
+    }
+
+    fn key() -> Key {
+        Key::from_stored("k")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kept_lease_outlives_its_ttl_many_times() {
+        let setup = Setup::new();
+        let held = setup.keep().await;
+        for _ in 0..100 {
+            sleep(TTL / 2).await;
+            assert!(held.is_safe());
+        }
+        assert!(setup.lives().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_lost_to_its_holder_before_the_store_lets_it_run_out() {
+        for cut_after in [0, 100, 1_600, 1_700, 3_333, 4_900, 12_345] {
+            let setup = Setup::new();
+            let held = setup.keep().await;
+            sleep(Duration::from_millis(cut_after)).await;
+            setup.link.cut();
+            held.lost().cancelled().await;
+            assert!(!held.is_safe());
+            assert!(setup.lives().await, "cut after {cut_after} ms");
+            // The margin is not wider than it says.
+            sleep(TTL / MARGIN_PART + Duration::from_millis(1)).await;
+            assert!(!setup.lives().await, "cut after {cut_after} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_lease_does_not_come_back_with_the_store() {
+        let setup = Setup::new();
+        let held = setup.keep().await;
+        setup.link.cut();
+        held.lost().cancelled().await;
+        setup.link.join();
+        sleep(TTL * 3).await;
+        assert!(!held.is_safe());
+        assert!(!setup.lives().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_cut_costs_nothing() {
+        let setup = Setup::new();
+        let held = setup.keep().await;
+        for _ in 0..20 {
+            setup.link.cut();
+            sleep(TTL / 3).await;
+            setup.link.join();
+            sleep(TTL / 10).await;
+        }
+        assert!(held.is_safe());
+        assert!(setup.lives().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_gone_is_lost_with_the_next_keep_alive() {
+        let setup = Setup::new();
+        let held = setup.keep().await;
+        setup.store.revoke(held.id()).await.unwrap();
+        let begun = Instant::now();
+        held.lost().cancelled().await;
+        assert!(begun.elapsed() < TTL / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revoked_lease_is_lost_and_its_keys_are_gone() {
+        let setup = Setup::new();
+        let held = setup.keep().await;
+        held.revoke(&setup.link).await.unwrap();
+        assert!(held.lost().is_cancelled());
+        assert!(!setup.lives().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_group_stops_the_lease_runs_out() {
+        let setup = Setup::new();
+        let held = setup.keep().await;
+        setup.group.shut_down(TTL).await;
+        assert!(setup.lives().await);
+        sleep(TTL).await;
+        assert!(!setup.lives().await);
+        assert!(!held.is_safe());
+    }
+
+    #[test]
+    fn even_a_very_short_lease_can_be_used() {
+        let now = Instant::now();
+        assert_eq!(
+            safe_until(now, Duration::from_millis(600)),
+            now + Duration::from_millis(300)
+        );
+        assert_eq!(
+            safe_until(now, Duration::from_secs(1)),
+            now + Duration::from_millis(500)
+        );
+        assert_eq!(safe_until(now, Duration::from_secs(5)), now + Duration::from_secs(4));
+    }
+}

@@ -161,3 +161,6 @@ impl<A: FnMut(Update)> Mirror<A> {
         self.seen.send_replace(Some(revision));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@
 //! or [`WriteError::Unknown`] (read back first). Everything above the trait is the same code for all three.
 
 pub mod lease;
+pub mod link;
 pub mod memory;
 pub mod mirror;
 pub mod once;

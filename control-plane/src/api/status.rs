@@ -19,6 +19,13 @@ const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long callers should wait when the store is full: it takes deliveries and a compaction to make room.
 const FULL_RETRY_DELAY: Duration = Duration::from_secs(10);
 
+/// Most bytes of paths and descriptions of the mistakes in one answer, and of its message. Clients commonly take 8 KiB of trailers in all, in
+/// which the details stand in base64 and the message percent-encoded: a longer answer would reach nobody. Mistakes beyond are counted.
+const MAX_DETAIL_BYTES: usize = 3 << 10;
+
+/// See [`MAX_DETAIL_BYTES`].
+const MAX_MESSAGE_BYTES: usize = 1 << 10;
+
 /// The mistakes found in one request so far.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Violations(Vec<Violation>);
@@ -55,6 +62,23 @@ impl Violations {
             Ok(value)
         } else {
             Err(Error::Invalid(self))
+        }
+    }
+
+    /// `value`, which is there if there are no mistakes, else all of them.
+    pub(crate) fn with<T>(self, value: Option<T>) -> Result<T, Error> {
+        match value {
+            Some(value) => self.or(value),
+            None if self.is_empty() => Err(Error::Bug("a value is missing without a mistake".into())),
+            None => Err(Error::Invalid(self)),
+        }
+    }
+
+    /// What a call that failed with `error` is answered: that a resource is missing comes after mistakes in the request itself.
+    pub(crate) fn before(self, error: Error) -> Error {
+        match error {
+            Error::NotFound { .. } if !self.is_empty() => Error::Invalid(self),
+            error => error,
         }
     }
 
@@ -180,11 +204,16 @@ impl Error {
     pub(crate) fn message(&self) -> String {
         match self {
             Self::Invalid(violations) => {
-                let each: Vec<String> = violations
-                    .iter()
-                    .map(|violation| format!("{}: {}", violation.field, violation.description))
-                    .collect();
-                each.join("; ")
+                let mut text = String::new();
+                for (index, violation) in violations.iter().enumerate() {
+                    let one = format!("{}: {}", violation.field, violation.description);
+                    if index > 0 && text.len() + one.len() > MAX_MESSAGE_BYTES {
+                        return format!("{text}; and {} more", violations.0.len() - index);
+                    }
+                    text.push_str(if index > 0 { "; " } else { "" });
+                    text.push_str(&one);
+                }
+                text
             }
             Self::NotFound { name, .. } => format!("{name} does not exist"),
             Self::Exists {
@@ -193,6 +222,13 @@ impl Error {
                 ..
             } => {
                 format!("the request id was used before with other content, for {name}")
+            }
+            Self::Exists {
+                name,
+                reason: "CREATED_AND_DELETED",
+                ..
+            } => {
+                format!("this request id was used before: it created {name}, which has been deleted since")
             }
             Self::Exists { name, .. } => format!("{name} already exists"),
             Self::EtagMismatch { name, current } => format!("{name} has changed: its etag is now {current}"),
@@ -236,13 +272,20 @@ impl From<Error> for Status {
         let mut metadata = HashMap::new();
         match &error {
             Error::Invalid(violations) => {
-                let each = violations.iter().map(|violation| {
-                    FieldViolation::new(
+                let mut size = 0;
+                let mut shown = Vec::new();
+                for violation in violations.iter() {
+                    size += violation.field.len() + violation.reason.len() + violation.description.len() + 8;
+                    if !shown.is_empty() && size > MAX_DETAIL_BYTES {
+                        break;
+                    }
+                    shown.push(FieldViolation::new(
                         &violation.field,
                         format!("{}: {}", violation.reason, violation.description),
-                    )
-                });
-                details.set_bad_request(each.collect::<Vec<_>>());
+                    ));
+                }
+                metadata.insert("violations".to_owned(), violations.0.len().to_string());
+                details.set_bad_request(shown);
             }
             Error::NotFound { kind, name } | Error::Exists { kind, name, .. } => {
                 details.set_resource_info(*kind, name, "", error.message());

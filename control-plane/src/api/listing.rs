@@ -1,0 +1,106 @@
+//! Lists what lies below a prefix of the store, page by page, all pages as of one revision.
+
+use postrider_common::key::Key;
+use postrider_common::store::{Entry, ListRequest, ReadError, Revision, Store};
+
+use super::page::{PageKey, Position, Scope};
+use super::status::{Error, Violations};
+
+/// What is listed.
+pub(crate) struct Listing<'a> {
+    /// Which listing it is.
+    pub(crate) scope: Scope<'a>,
+    /// Below what.
+    pub(crate) prefix: Key,
+    /// Most entries of the page.
+    pub(crate) size: usize,
+    /// The token of the page before; empty for the first page.
+    pub(crate) token: &'a str,
+}
+
+/// One page.
+pub(crate) struct Page {
+    /// The entries, ordered by key.
+    pub(crate) entries: Vec<Entry>,
+    /// Asks for the next page; empty on the last one.
+    pub(crate) next_token: String,
+    /// What the page shows.
+    pub(crate) revision: Revision,
+}
+
+/// Lists one page.
+///
+/// # Errors
+/// Invalid if the token is not one of this listing, or its revision is no longer kept; StoreAway.
+pub(crate) async fn list(store: &dyn Store, key: &PageKey, listing: Listing<'_>) -> Result<Page, Error> {
+    let position = position(key, &listing)?;
+    let request = ListRequest {
+        prefix: listing.prefix,
+        after: position.as_ref().map(|position| Key::from_stored(&position.after)),
+        limit: listing.size,
+        revision: position.as_ref().map(|position| position.revision),
+        keys_only: false,
+    };
+    let page = store.list(request).await.map_err(|error| match (error, &position) {
+        (ReadError::Compacted, Some(_)) => bad_token("EXPIRED", "has expired: begin again without a token"),
+        (error, _) => error.into(),
+    })?;
+    let last = page.entries.last().filter(|_| page.more);
+    let next_token = last.map(|last| {
+        key.seal(
+            listing.scope,
+            &Position {
+                revision: page.revision,
+                after: last.key.as_str().to_owned(),
+            },
+        )
+    });
+    Ok(Page {
+        next_token: next_token.unwrap_or_default(),
+        entries: page.entries,
+        revision: page.revision,
+    })
+}
+
+/// All entries below a prefix as of `revision`.
+///
+/// # Errors
+/// Invalid if the revision, which a page token named, is no longer kept; StoreAway.
+pub(crate) async fn list_at(store: &dyn Store, prefix: Key, revision: Revision) -> Result<Vec<Entry>, Error> {
+    let mut request = ListRequest {
+        prefix,
+        after: None,
+        limit: 500,
+        revision: Some(revision),
+        keys_only: false,
+    };
+    let mut entries = Vec::new();
+    loop {
+        let page = store.list(request.clone()).await.map_err(|error| match error {
+            ReadError::Compacted => bad_token("EXPIRED", "has expired: begin again without a token"),
+            error => error.into(),
+        })?;
+        entries.extend(page.entries);
+        if !page.more {
+            return Ok(entries);
+        }
+        request.after = entries.last().map(|entry| entry.key.clone());
+    }
+}
+
+/// The position that the listing's token names; `None` if it begins.
+pub(crate) fn position(key: &PageKey, listing: &Listing<'_>) -> Result<Option<Position>, Error> {
+    if listing.token.is_empty() {
+        return Ok(None);
+    }
+    key.open(listing.scope, listing.token)
+        .filter(|position| position.after.starts_with(listing.prefix.as_str()))
+        .map(Some)
+        .ok_or_else(|| bad_token("MALFORMED", "is not a token of this listing"))
+}
+
+fn bad_token(reason: &'static str, description: &str) -> Error {
+    let mut violations = Violations::default();
+    violations.add("page_token", reason, description);
+    Error::Invalid(violations)
+}

@@ -1,0 +1,302 @@
+//! What a webhook may be: every field of the message is checked, and all mistakes are found at once. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use postrider_common::model::webhook::{
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, Webhook, WhenInactive,
+};
+use postrider_common::retry;
+use postrider_common::secret::{SecretBytes, parse_signing};
+use postrider_proto::v1;
+use v1::auth::Method;
+use v1::delivery_options::{Mode, OnFailure, Ordering};
+use v1::payload_options::Format;
+
+use super::header_rules::{self, Authorization};
+use super::status::Violations;
+use super::text_rules::{description, display_name, duration, known, labels, not_available, too_long};
+use super::url_rules::UrlCheck;
+
+/// Most trigger events of a webhook.
+const MAX_EVENT_TYPES: usize = 128;
+
+/// Most characters of a user name.
+const MAX_USERNAME: usize = 256;
+
+/// Most characters of a password.
+const MAX_PASSWORD: usize = 1024;
+
+/// Most requests under way at once.
+const MAX_IN_FLIGHT: i32 = 1000;
+
+/// Most attempts that can be asked for.
+const MAX_ATTEMPTS: i32 = 1000;
+
+/// A webhook as asked for: checked, not yet given its uid, its times and its sealed secrets.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) display_name: String,
+    pub(crate) description: String,
+    pub(crate) target_url: String,
+    pub(crate) auth: DraftAuth,
+    pub(crate) event_types: Vec<EventPattern>,
+    pub(crate) active: bool,
+    pub(crate) when_inactive: WhenInactive,
+    pub(crate) max_in_flight: Option<NonZeroU32>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) retry: retry::Policy,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// The authentication as asked for. No secret means: keep the present one (or, for a signature that is new, make one).
+#[derive(Debug, Clone)]
+pub(crate) enum DraftAuth {
+    None,
+    Basic {
+        username: String,
+        password: Option<SecretBytes>,
+    },
+    Signature {
+        secret: Option<SecretBytes>,
+    },
+}
+
+/// Checks a webhook. `present` is what an update changes: its secrets may be kept, and its URL is not judged again unless it changes.
+pub(crate) fn check(
+    message: v1::Webhook,
+    present: Option<&Webhook>,
+    urls: &UrlCheck,
+    violations: &mut Violations,
+) -> Draft {
+    display_name("webhook.display_name", &message.display_name, violations);
+    description("webhook.description", &message.description, violations);
+    labels("webhook.labels", &message.labels, violations);
+    not_available("webhook.filter", !message.filter.is_empty(), violations);
+    let target_url = match present {
+        Some(present) if present.target_url == message.target_url => message.target_url,
+        _ => urls(&message.target_url).unwrap_or_else(|error| {
+            violations.add("webhook.target_url", error.reason, error.description);
+            String::new()
+        }),
+    };
+    let auth = check_auth(message.auth, present, violations);
+    let authorization = match auth {
+        DraftAuth::Basic { .. } => Authorization::Taken,
+        DraftAuth::None | DraftAuth::Signature { .. } => Authorization::Free,
+    };
+    let when_inactive = match known("webhook.when_inactive", message.when_inactive, violations) {
+        v1::webhook::WhenInactive::Hold => WhenInactive::Hold,
+        v1::webhook::WhenInactive::Unspecified | v1::webhook::WhenInactive::Drop => WhenInactive::Drop,
+    };
+    let (max_in_flight, timeout) = check_delivery(message.delivery.unwrap_or_default(), violations);
+    match known(
+        "webhook.payload.format",
+        message.payload.unwrap_or_default().format,
+        violations,
+    ) {
+        Format::Unspecified | Format::Envelope => {}
+        Format::CloudeventsStructured | Format::CloudeventsBinary | Format::Raw => {
+            not_available("webhook.payload.format", true, violations);
+        }
+    }
+    Draft {
+        target_url,
+        event_types: check_event_types(&message.event_types, violations),
+        active: message.active.unwrap_or(true),
+        when_inactive,
+        max_in_flight,
+        timeout,
+        retry: check_retry(&message.retry.unwrap_or_default(), violations),
+        headers: header_rules::check("webhook.headers", &message.headers, authorization, violations),
+        auth,
+        display_name: message.display_name,
+        description: message.description,
+        labels: message.labels,
+    }
+}
+
+fn check_auth(auth: Option<v1::Auth>, present: Option<&Webhook>, violations: &mut Violations) -> DraftAuth {
+    match auth.and_then(|auth| auth.method) {
+        None | Some(Method::None(_)) => DraftAuth::None,
+        Some(Method::Basic(basic)) => {
+            let kept = matches!(present.map(|webhook| &webhook.auth), Some(Auth::Basic { .. }));
+            check_username(&basic.username, violations);
+            let field = "webhook.auth.basic.password";
+            too_long(field, &basic.password, MAX_PASSWORD, violations);
+            if basic.password.chars().any(char::is_control) {
+                violations.add(field, "CONTROL_CHARACTER", "must not contain control characters");
+            }
+            if basic.password.is_empty() && !kept {
+                violations.add(field, "REQUIRED", "must be 1 to 1,024 characters");
+            }
+            DraftAuth::Basic {
+                username: basic.username,
+                password: (!basic.password.is_empty()).then(|| SecretBytes::from(basic.password.into_bytes())),
+            }
+        }
+        Some(Method::Signature(signature)) => {
+            let secret = (!signature.secret.is_empty()).then(|| parse_signing(&signature.secret));
+            DraftAuth::Signature {
+                secret: secret.and_then(|parsed| {
+                    parsed
+                        .map_err(|rule| violations.add("webhook.auth.signature.secret", "MALFORMED", rule))
+                        .ok()
+                }),
+            }
+        }
+    }
+}
+
+fn check_username(username: &str, violations: &mut Violations) {
+    let field = "webhook.auth.basic.username";
+    too_long(field, username, MAX_USERNAME, violations);
+    if username.is_empty() {
+        violations.add(field, "REQUIRED", "must be 1 to 256 characters");
+    }
+    if username.contains(':') {
+        violations.add(field, "MALFORMED", "must not contain a colon (RFC 7617)");
+    }
+    if username.chars().any(char::is_control) {
+        violations.add(field, "CONTROL_CHARACTER", "must not contain control characters");
+    }
+}
+
+fn check_event_types(texts: &[String], violations: &mut Violations) -> Vec<EventPattern> {
+    let field = "webhook.event_types";
+    if texts.is_empty() {
+        violations.add(field, "REQUIRED", "must name 1 to 128 event types; \"*\" means all");
+    }
+    if texts.len() > MAX_EVENT_TYPES {
+        violations.add(
+            field,
+            "TOO_LARGE",
+            format!("{} event types, at most {MAX_EVENT_TYPES} are allowed", texts.len()),
+        );
+        return Vec::new();
+    }
+    let mut seen = BTreeSet::new();
+    let mut patterns = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        match EventPattern::parse(text) {
+            Ok(pattern) if seen.insert(pattern.clone()) => patterns.push(pattern),
+            Ok(pattern) => violations.add(
+                format!("{field}[{index}]"),
+                "DUPLICATE",
+                format!("{pattern} is named twice"),
+            ),
+            Err(rule) => violations.add(format!("{field}[{index}]"), "MALFORMED", rule),
+        }
+    }
+    patterns
+}
+
+/// Values that are the default's are kept as unset, so that a later release may change the default for those who chose nothing.
+fn check_delivery(
+    delivery: v1::DeliveryOptions,
+    violations: &mut Violations,
+) -> (Option<NonZeroU32>, Option<Duration>) {
+    let at = |name: &str| format!("webhook.delivery.{name}");
+    match known(&at("mode"), delivery.mode, violations) {
+        Mode::Unspecified | Mode::RealTime => {}
+        Mode::Batch => not_available(&at("mode"), true, violations),
+    }
+    match known(&at("ordering"), delivery.ordering, violations) {
+        Ordering::Unspecified | Ordering::None => {}
+        Ordering::PerKey | Ordering::Strict => not_available(&at("ordering"), true, violations),
+    }
+    match known(&at("on_failure"), delivery.on_failure, violations) {
+        OnFailure::Unspecified | OnFailure::DeadLetter => {}
+        OnFailure::Block | OnFailure::ParkKey => not_available(&at("on_failure"), true, violations),
+    }
+    if delivery.max_events < 0 {
+        violations.add(at("max_events"), "OUT_OF_RANGE", "must be 0 or 1");
+    }
+    not_available(&at("max_events"), delivery.max_events > 1, violations);
+    not_available(&at("max_bytes"), delivery.max_bytes != 0, violations);
+    not_available(&at("max_delay"), delivery.max_delay.is_some(), violations);
+    not_available(&at("schedule"), delivery.schedule.is_some(), violations);
+    not_available(&at("rate_limit"), delivery.rate_limit.is_some(), violations);
+    if !(0..=MAX_IN_FLIGHT).contains(&delivery.max_in_flight) {
+        violations.add(
+            at("max_in_flight"),
+            "OUT_OF_RANGE",
+            "must be 1 to 1,000, or 0 for the default",
+        );
+    }
+    let timeout = duration(
+        &at("timeout"),
+        delivery.timeout,
+        Duration::from_secs(1)..=Duration::from_secs(60),
+        violations,
+    );
+    (
+        u32::try_from(delivery.max_in_flight)
+            .ok()
+            .and_then(NonZeroU32::new)
+            .filter(|most| *most != DEFAULT_MAX_IN_FLIGHT),
+        timeout.filter(|timeout| *timeout != DEFAULT_TIMEOUT),
+    )
+}
+
+fn check_retry(retry: &v1::RetryPolicy, violations: &mut Violations) -> retry::Policy {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let at = |name: &str| format!("webhook.retry.{name}");
+    let default = retry::Policy::default();
+    if !(0..=MAX_ATTEMPTS).contains(&retry.max_attempts) {
+        violations.add(
+            at("max_attempts"),
+            "OUT_OF_RANGE",
+            "must be 1 to 1,000, or 0 for no limit but max_age",
+        );
+    }
+    let multiplier = if retry.multiplier == 0.0 {
+        default.multiplier
+    } else {
+        retry.multiplier
+    };
+    // NaN is in no range.
+    if !(1.0..=10.0).contains(&multiplier) {
+        violations.add(at("multiplier"), "OUT_OF_RANGE", "must be 1 to 10, or 0 for 2");
+    }
+    let mut read = |name, value, least: Duration, most: Duration, default| {
+        duration(&at(name), value, least..=most, violations).unwrap_or(default)
+    };
+    let initial_delay = read(
+        "initial_delay",
+        retry.initial_delay,
+        Duration::from_millis(100),
+        HOUR,
+        default.initial_delay,
+    );
+    let max_delay = read(
+        "max_delay",
+        retry.max_delay,
+        Duration::from_millis(100),
+        24 * HOUR,
+        default.max_delay,
+    );
+    let max_age = read(
+        "max_age",
+        retry.max_age,
+        Duration::from_secs(1),
+        30 * 24 * HOUR,
+        default.max_age,
+    );
+    if max_delay < initial_delay {
+        violations.add(
+            at("max_delay"),
+            "OUT_OF_RANGE",
+            format!("is {max_delay:?}, must be at least initial_delay, {initial_delay:?}"),
+        );
+    }
+    retry::Policy {
+        max_attempts: u32::try_from(retry.max_attempts).ok().and_then(NonZeroU32::new),
+        initial_delay,
+        multiplier,
+        max_delay,
+        max_age,
+    }
+}

@@ -16,6 +16,7 @@ mod listing;
 mod mask;
 pub(crate) mod names;
 pub(crate) mod page;
+pub(crate) mod publish_service;
 pub(crate) mod server;
 pub(crate) mod status;
 mod text_rules;

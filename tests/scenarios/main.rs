@@ -1,0 +1,1 @@
+//! The scenarios: what Postrider promises, on a real cluster.

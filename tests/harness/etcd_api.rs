@@ -129,6 +129,19 @@ impl EtcdApi {
         Ok((answer.header.unwrap_or_default().revision, answer.kvs))
     }
 
+    /// The store's revision: grows by one with every transaction that writes.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn revision(&self) -> Result<i64, Status> {
+        let one = RangeRequest {
+            key: vec![0],
+            ..RangeRequest::default()
+        };
+        let answer: RangeResponse = self.call("/etcdserverpb.KV/Range", one).await?;
+        Ok(answer.header.unwrap_or_default().revision)
+    }
+
     /// The keys in the store that contain `part`.
     ///
     /// # Errors

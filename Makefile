@@ -1,0 +1,69 @@
+# Builds, tests and measures Postrider. A new machine needs the Rust toolchain, git, make, python3 (with venv) and, for tests, etcd;
+# what is missing is installed where that is possible.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO_DENY_VERSION := 0.20.2
+TOOLS := $(CURDIR)/.tools
+VENV := $(TOOLS)/venv
+export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
+
+.PHONY: help demo test load lint fmt clippy doc deny proto-lint build etcd venv
+
+help: ## Shows what can be made.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|'
+
+demo: ## Runs Postrider in one process with a receiver of its own, and shows each request as it arrives.
+	cargo run --release -p postrider-standalone --bin postrider -- demo
+
+test: etcd venv build ## Runs all tests: units, architecture, scenarios on a real cluster.
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace; else cargo test --workspace --no-fail-fast; fi
+
+load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=--help).
+	cargo build --release --workspace --bins
+	cargo run --release -p postrider-tests --bin load -- $(ARGS)
+
+lint: fmt clippy doc deny proto-lint ## Checks form, lints, documentation, dependencies and protobuf files.
+
+fmt:
+	cargo fmt --check
+
+clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
+
+deny: $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)
+	cargo fetch --locked
+	cargo deny --offline check licenses bans sources
+
+proto-lint: venv
+	$(VENV)/bin/buf lint proto
+
+# One build of everything, so that the programs that scenarios start are never older than the tests.
+build:
+	cargo build --workspace --all-targets
+
+etcd:
+	@if command -v "$${ETCD_BIN:-etcd}" >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq etcd-server >/dev/null; \
+	else echo 'install etcd: apt-get install etcd-server' >&2; exit 1; fi
+
+venv: $(VENV)/installed
+
+# Made again when the requirements change.
+$(VENV)/installed: tests/requirements.txt
+	@python3 -m venv $(VENV) 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null && python3 -m venv $(VENV); \
+		else echo 'install venv: apt-get install python3-venv' >&2; exit 1; fi; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+$(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
+	cargo install --quiet --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
+	touch $@

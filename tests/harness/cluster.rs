@@ -1,0 +1,196 @@
+//! A cluster: etcd, control planes and agents, as processes of their own.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use postrider_common::entropy::SystemEntropy;
+use postrider_common::secret::Keyring;
+use postrider_proto::v1::{ListAgentsRequest, ListShardsRequest};
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::etcd::Etcd;
+use crate::process::{Process, program};
+use crate::wait;
+
+/// The prefix of the cluster's keys.
+const PREFIX: &str = "scenario/";
+
+/// How long a lease lives without its owner: the default of the programs.
+pub const LEASE_TTL: Duration = Duration::from_secs(5);
+
+/// How long a cluster may take to have every shard owned: a lease of a killed agent, a lease of a killed leader, and room for a busy machine.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(40);
+
+/// How long a program may take to stop when asked to.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running cluster. Everything in it is killed when it is dropped.
+pub struct Cluster {
+    /// The store.
+    pub etcd: Etcd,
+    /// The control planes.
+    pub control_planes: Vec<ControlPlane>,
+    /// The agents.
+    pub agents: Vec<Process>,
+    folder: TempDir,
+    started: usize,
+}
+
+/// One control plane.
+pub struct ControlPlane {
+    /// Its process.
+    pub process: Process,
+    /// Where it answers gRPC.
+    pub address: SocketAddr,
+    /// Where it answers metrics and probes.
+    pub metrics: SocketAddr,
+}
+
+impl Cluster {
+    /// Two control planes, three agents, one etcd: started, and every shard owned.
+    pub async fn start() -> Self {
+        Self::of(1, 2, 3).await
+    }
+
+    /// A cluster of so many etcd members, control planes and agents, every shard owned.
+    pub async fn of(members: usize, control_planes: usize, agents: usize) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("postrider-cluster-")
+            .tempdir()
+            .expect("a folder can be made");
+        let key = Keyring::generate(&SystemEntropy::new().expect("there is randomness"));
+        std::fs::write(folder.path().join("key"), key.as_bytes()).expect("the key can be written");
+        let mut cluster = Self {
+            etcd: Etcd::start(members).await,
+            control_planes: Vec::new(),
+            agents: Vec::new(),
+            folder,
+            started: 0,
+        };
+        cluster.add_control_planes(control_planes).await;
+        for _ in 0..agents {
+            cluster.add_agent().await;
+        }
+        cluster.settled().await;
+        cluster
+    }
+
+    /// Starts control planes and waits until they serve.
+    pub async fn add_control_planes(&mut self, count: usize) {
+        for _ in 0..count {
+            let mut process = self.run("control-plane", &["--listen", "127.0.0.1:0"]);
+            let addresses = process.listening(2).await;
+            self.control_planes.push(ControlPlane {
+                process,
+                address: addresses[0],
+                metrics: addresses[1],
+            });
+        }
+    }
+
+    /// Starts an agent and waits until it serves.
+    pub async fn add_agent(&mut self) {
+        let id = format!("agent-{}", self.started);
+        let mut process = self.run("agent", &["--agent-id", &id]);
+        process.listening(1).await;
+        self.agents.push(process);
+    }
+
+    fn run(&mut self, binary: &str, more: &[&str]) -> Process {
+        let name = format!("{binary}-{}", self.started);
+        self.started += 1;
+        let (store, key) = (self.etcd.url(), self.folder.path().join("key").display().to_string());
+        let ttl = format!("{}s", LEASE_TTL.as_secs());
+        let mut arguments = vec![
+            "--store",
+            &store,
+            "--prefix",
+            PREFIX,
+            "--secret-key-file",
+            &key,
+            "--lease-ttl",
+            &ttl,
+        ];
+        arguments.extend(["--metrics-listen", "127.0.0.1:0", "--egress-allow", "127.0.0.0/8"]);
+        arguments.extend(more);
+        Process::start(&program(binary), &name, arguments, self.folder.path())
+    }
+
+    /// A client of a control plane.
+    pub fn client(&self, control_plane: usize) -> Client {
+        Client::new(self.control_planes[control_plane].address)
+    }
+
+    /// Clients of all control planes.
+    pub fn clients(&self) -> Vec<Client> {
+        (0..self.control_planes.len()).map(|index| self.client(index)).collect()
+    }
+
+    /// Waits until exactly the running agents are known and own every shard, each as it was assigned.
+    pub async fn settled(&self) {
+        let client = self.client(0);
+        let what = format!("{} agents to own all shards", self.agents.len());
+        wait::until(&what, SETTLE_DEADLINE, async || {
+            let agents = client
+                .cluster()
+                .list_agents(ListAgentsRequest::default())
+                .await
+                .ok()?
+                .into_inner()
+                .agents;
+            let all = ListShardsRequest {
+                page_size: 1000,
+                ..ListShardsRequest::default()
+            };
+            let shards = client.cluster().list_shards(all).await.ok()?.into_inner().shards;
+            let owned = |shard: &postrider_proto::v1::Shard| {
+                !shard.owner_agent.is_empty() && shard.owner_agent == shard.assigned_agent
+            };
+            let known = agents.len() == self.agents.len();
+            (known && !shards.is_empty() && shards.iter().all(owned)).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until nothing waits in the store: every accepted delivery has ended.
+    pub async fn drained(&self, deadline: Duration) {
+        // Keys of shards continue with the shard's number.
+        let client = self.etcd.client(0);
+        wait::until("queue and parked deliveries to be empty", deadline, async || {
+            let keys = client.keys_with(PREFIX).await.ok()?;
+            let waits = |key: &String| key.contains("/queue/") || key.contains("/parked/");
+            (!keys.iter().any(waits)).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends an agent with SIGKILL.
+    pub async fn kill_agent(&mut self, agent: usize) {
+        self.agents.remove(agent).kill().await;
+    }
+
+    /// Asks an agent to stop, and waits until it has, with success.
+    pub async fn stop_agent(&mut self, agent: usize) {
+        let mut process = self.agents.remove(agent);
+        process.signal("TERM").await;
+        let status = process.ended(STOP_DEADLINE).await;
+        assert!(
+            status.success(),
+            "{} ended with {status}\n{}",
+            process.name(),
+            process.tail()
+        );
+    }
+
+    /// Ends a control plane with SIGKILL.
+    pub async fn kill_control_plane(&mut self, control_plane: usize) {
+        self.control_planes.remove(control_plane).process.kill().await;
+    }
+
+    /// Everything the programs printed so far.
+    pub fn output(&self) -> String {
+        let control_planes = self.control_planes.iter().map(|control_plane| &control_plane.process);
+        control_planes.chain(&self.agents).map(Process::output).collect()
+    }
+}

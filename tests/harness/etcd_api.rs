@@ -1,0 +1,165 @@
+//! The little of etcd's own gRPC API that tests look at the store with: independent of the code under test.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use tonic::Status;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
+
+/// How long one call may take.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How much one answer may hold: whole stores of tests are read at once.
+const MAX_ANSWER_BYTES: usize = 512 * 1024 * 1024;
+
+/// A client of one member.
+#[derive(Debug, Clone)]
+pub struct EtcdApi(Grpc<Channel>);
+
+/// One entry of the store.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct KeyValue {
+    /// Its key.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: Vec<u8>,
+    /// Its value.
+    #[prost(bytes = "vec", tag = "5")]
+    pub value: Vec<u8>,
+}
+
+/// The head of every answer.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Header {
+    /// The store's revision.
+    #[prost(int64, tag = "3")]
+    revision: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PutRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes = "bytes", tag = "2")]
+    value: bytes::Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PutResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Header>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RangeRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    range_end: Vec<u8>,
+    #[prost(bool, tag = "8")]
+    keys_only: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RangeResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Header>,
+    #[prost(message, repeated, tag = "2")]
+    kvs: Vec<KeyValue>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusResponse {
+    #[prost(int64, tag = "3")]
+    db_size: i64,
+    #[prost(uint64, tag = "4")]
+    leader: u64,
+}
+
+impl EtcdApi {
+    /// A client of the member at `address`; connects on first use.
+    pub fn new(address: SocketAddr) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address is a URI");
+        let channel = endpoint.timeout(CALL_DEADLINE).tcp_nodelay(true).connect_lazy();
+        Self(Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    async fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Status>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        let mut grpc = self.0.clone();
+        grpc.ready()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = PathAndQuery::from_static(path);
+        let answer = grpc
+            .unary(tonic::Request::new(request), path, ProstCodec::default())
+            .await?;
+        Ok(answer.into_inner())
+    }
+
+    /// Puts one key.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn put(&self, key: &str, value: bytes::Bytes) -> Result<i64, Status> {
+        let request = PutRequest { key: key.into(), value };
+        let answer: PutResponse = self.call("/etcdserverpb.KV/Put", request).await?;
+        Ok(answer.header.unwrap_or_default().revision)
+    }
+
+    /// Everything in the store, and its revision.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn everything(&self, keys_only: bool) -> Result<(i64, Vec<KeyValue>), Status> {
+        let all = RangeRequest {
+            key: vec![0],
+            range_end: vec![0],
+            keys_only,
+        };
+        let answer: RangeResponse = self.call("/etcdserverpb.KV/Range", all).await?;
+        Ok((answer.header.unwrap_or_default().revision, answer.kvs))
+    }
+
+    /// The store's revision: grows by one with every transaction that writes.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn revision(&self) -> Result<i64, Status> {
+        let one = RangeRequest {
+            key: vec![0],
+            ..RangeRequest::default()
+        };
+        let answer: RangeResponse = self.call("/etcdserverpb.KV/Range", one).await?;
+        Ok(answer.header.unwrap_or_default().revision)
+    }
+
+    /// The keys in the store that contain `part`.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn keys_with(&self, part: &str) -> Result<Vec<String>, Status> {
+        let (_, entries) = self.everything(true).await?;
+        let keys = entries
+            .into_iter()
+            .map(|entry| String::from_utf8_lossy(&entry.key).into_owned());
+        Ok(keys.filter(|key| key.contains(part)).collect())
+    }
+
+    /// Bytes of the member's database file; `None` while it has no leader.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn database_bytes(&self) -> Result<Option<i64>, Status> {
+        let answer: StatusResponse = self.call("/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
+        Ok((answer.leader != 0).then_some(answer.db_size))
+    }
+}

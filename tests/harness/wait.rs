@@ -1,0 +1,28 @@
+//! Waiting for a condition, with a deadline. The only place of the tests that lets time pass.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// How often a condition that cannot announce itself is looked at: often enough not to slow a test down, rarely enough to cost nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Looks until `probe` gives a value, and returns it.
+///
+/// # Panics
+/// After `deadline`, saying `what` was waited for.
+pub async fn until<T>(what: &str, deadline: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + deadline;
+    let looking = async {
+        loop {
+            if let Some(value) = probe().await {
+                return value;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    match timeout_at(end, looking).await {
+        Ok(value) => value,
+        Err(_) => panic!("gave up after {deadline:?} waiting for {what}"),
+    }
+}

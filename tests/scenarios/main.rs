@@ -1,0 +1,85 @@
+//! The scenarios: what Postrider promises, tried on a real cluster of real programs on real sockets, and broken where it can be.
+//!
+//! The programs must have been built (`make test` does). Each scenario has a cluster and an etcd of its own, is bounded in time, and
+//! prints the tails of all logs when it fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a scenario that cannot go on must fail"
+)]
+
+mod crash;
+mod deliver;
+mod handover;
+mod lifecycle;
+mod publish;
+mod reflection;
+mod standalone;
+
+use std::time::Duration;
+
+use postrider_proto::v1::Event;
+use postrider_tests::client::{Client, event, webhook};
+use postrider_tests::receiver::Receiver;
+
+/// The account that most scenarios publish for.
+const ACCOUNT: &str = "1010";
+
+/// How long what should happen at once may take on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// How long a flow of thousands of events may take, with a lease that must run out in the middle, in a debug build on two cores.
+const FLOW: Duration = Duration::from_secs(120);
+
+/// Creates an account with `count` webhooks; webhook number k is at the path `/k` and asks for `FLOW_k`.
+async fn flow_webhooks(client: &Client, receiver: &Receiver, count: usize) {
+    client.create_account(ACCOUNT, i32::try_from(count).unwrap()).await;
+    for number in 0..count {
+        let webhook = webhook(&receiver.url(&format!("/{number}")), &[&format!("FLOW_{number}")], None);
+        client.create_webhook(ACCOUNT, &format!("flow-{number}"), webhook).await;
+    }
+}
+
+/// Events number `from` to `to`, one after the other for each of `webhooks` webhooks.
+fn flow_events(from: usize, to: usize, webhooks: usize) -> Vec<Event> {
+    let one = |number| {
+        event(
+            &flow_id(number),
+            &format!("FLOW_{}", number % webhooks),
+            format!("{{\"number\":{number}}}"),
+        )
+    };
+    (from..to).map(one).collect()
+}
+
+/// The id of event `number` of a flow.
+fn flow_id(number: usize) -> String {
+    format!("event-{number}")
+}
+
+/// Asserts that every event of a flow arrived at its webhook, unchanged, and that nothing else did.
+fn assert_all_arrived(receiver: &Receiver, events: usize, webhooks: usize) {
+    let log = receiver.log();
+    let missing: Vec<usize> = (0..events)
+        .filter(|number| !log.has(&format!("/{}", number % webhooks), &flow_id(*number)))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "{} events are lost: {:?}",
+        missing.len(),
+        &missing[..missing.len().min(20)]
+    );
+    assert_eq!(log.distinct(), events, "nothing arrived that was not published");
+    for request in log.requests() {
+        let body = request.json();
+        let event = &body["events"][0];
+        let number = event["data"]["number"].as_u64().unwrap();
+        assert_eq!(event["eventId"], request.header("webhook-id"));
+        assert_eq!(
+            event["eventId"].as_str(),
+            Some(flow_id(usize::try_from(number).unwrap()).as_str())
+        );
+    }
+}

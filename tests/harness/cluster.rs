@@ -9,11 +9,16 @@ use postrider_common::secret::Keyring;
 use postrider_common::shard::ShardId;
 use postrider_proto::v1::{ListAgentsRequest, ListShardsRequest};
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::client::Client;
 use crate::etcd::Etcd;
 use crate::process::{Process, program};
 use crate::wait;
+
+/// Clusters of one test program run one at a time: two at once on two cores would measure the machine's scheduler. (Runners that start
+/// a process for each test are told so in `.config/nextest.toml`.)
+static TURN: Semaphore = Semaphore::const_new(1);
 
 /// The prefix of the cluster's keys.
 const PREFIX: &str = "scenario/";
@@ -40,6 +45,7 @@ pub struct Cluster {
     pub agents: Vec<Process>,
     folder: TempDir,
     started: usize,
+    _turn: SemaphorePermit<'static>,
 }
 
 /// One control plane.
@@ -66,12 +72,14 @@ impl Cluster {
             .expect("a folder can be made");
         let key = Keyring::generate(&SystemEntropy::new().expect("there is randomness"));
         std::fs::write(folder.path().join("key"), key.as_bytes()).expect("the key can be written");
+        let turn = TURN.acquire().await.expect("turns are never closed");
         let mut cluster = Self {
             etcd: Etcd::start(members).await,
             control_planes: Vec::new(),
             agents: Vec::new(),
             folder,
             started: 0,
+            _turn: turn,
         };
         cluster.add_control_planes(control_planes).await;
         for _ in 0..agents {

@@ -23,7 +23,7 @@ test: etcd venv build ## Runs all tests: units, architecture, scenarios on a rea
 
 load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=--help).
 	cargo build --release --workspace --bins
-	cargo run --release -p postrider-tests --bin load -- $(ARGS)
+	$${CARGO_TARGET_DIR:-target}/release/load $(ARGS)
 
 lint: fmt clippy doc deny proto-lint ## Checks form, lints, documentation, dependencies and protobuf files.
 

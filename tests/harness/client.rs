@@ -156,6 +156,21 @@ impl Client {
             .map(tonic::Response::into_inner)
     }
 
+    /// How many webhooks an event of this name would match at this control plane now. Publishes nothing.
+    ///
+    /// # Errors
+    /// What the control plane answered.
+    pub async fn matches(&self, account: &str, event_name: &str) -> Result<i32, Status> {
+        let request = PublishRequest {
+            parent: format!("accounts/{account}"),
+            events: vec![event("", event_name, "{}")],
+            validate_only: true,
+            ..PublishRequest::default()
+        };
+        let answer = self.publishing().publish(request).await?.into_inner();
+        Ok(answer.events.iter().map(|event| event.matched_webhooks).sum())
+    }
+
     /// Publishes once.
     pub async fn publish(&self, account: &str, events: Vec<Event>) -> PublishResponse {
         self.try_publish(account, events, "")
@@ -244,6 +259,8 @@ pub struct Effort {
     pub repeats: usize,
     /// Requests answered from what an earlier, unanswered try had stored.
     pub duplicates: usize,
+    /// Deliveries that the accepted events cause.
+    pub deliveries: usize,
 }
 
 impl Publisher {
@@ -275,6 +292,7 @@ impl Publisher {
             total.requests += effort.requests;
             total.repeats += effort.repeats;
             total.duplicates += effort.duplicates;
+            total.deliveries += effort.deliveries;
         }
         total
     }
@@ -305,6 +323,11 @@ impl Publisher {
         effort.requests += 1;
         effort.repeats += tries - number;
         effort.duplicates += usize::from(answer.duplicate);
+        let matched = answer
+            .events
+            .iter()
+            .map(|event| usize::try_from(event.matched_webhooks).unwrap_or(0));
+        effort.deliveries += matched.sum::<usize>();
     }
 }
 

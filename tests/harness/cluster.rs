@@ -4,14 +4,21 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use postrider_common::entropy::SystemEntropy;
+use postrider_common::key;
 use postrider_common::secret::Keyring;
+use postrider_common::shard::ShardId;
 use postrider_proto::v1::{ListAgentsRequest, ListShardsRequest};
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::client::Client;
 use crate::etcd::Etcd;
 use crate::process::{Process, program};
 use crate::wait;
+
+/// Clusters of one test program run one at a time: two at once on two cores would measure the machine's scheduler. (Runners that start
+/// a process for each test are told so in `.config/nextest.toml`.)
+static TURN: Semaphore = Semaphore::const_new(1);
 
 /// The prefix of the cluster's keys.
 const PREFIX: &str = "scenario/";
@@ -21,6 +28,9 @@ pub const LEASE_TTL: Duration = Duration::from_secs(5);
 
 /// How long a cluster may take to have every shard owned: a lease of a killed agent, a lease of a killed leader, and room for a busy machine.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(40);
+
+/// How long a watch may lag: everything is on this machine.
+const WATCH_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How long a program may take to stop when asked to.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
@@ -35,6 +45,7 @@ pub struct Cluster {
     pub agents: Vec<Process>,
     folder: TempDir,
     started: usize,
+    _turn: SemaphorePermit<'static>,
 }
 
 /// One control plane.
@@ -61,12 +72,14 @@ impl Cluster {
             .expect("a folder can be made");
         let key = Keyring::generate(&SystemEntropy::new().expect("there is randomness"));
         std::fs::write(folder.path().join("key"), key.as_bytes()).expect("the key can be written");
+        let turn = TURN.acquire().await.expect("turns are never closed");
         let mut cluster = Self {
             etcd: Etcd::start(members).await,
             control_planes: Vec::new(),
             agents: Vec::new(),
             folder,
             started: 0,
+            _turn: turn,
         };
         cluster.add_control_planes(control_planes).await;
         for _ in 0..agents {
@@ -153,13 +166,26 @@ impl Cluster {
         .await;
     }
 
+    /// Waits until every control plane knows that an event of this name matches `webhooks` webhooks.
+    pub async fn matching(&self, account: &str, event_name: &str, webhooks: i32) {
+        for client in self.clients() {
+            wait::until("every control plane to know the webhooks", WATCH_DEADLINE, async || {
+                (client.matches(account, event_name).await.ok()? == webhooks).then_some(())
+            })
+            .await;
+        }
+    }
+
     /// Waits until nothing waits in the store: every accepted delivery has ended.
     pub async fn drained(&self, deadline: Duration) {
-        // Keys of shards continue with the shard's number.
         let client = self.etcd.client(0);
+        let folders = [key::queue(ShardId(0)), key::parked(ShardId(0))].map(|shard| {
+            let folder = shard.as_str().split('/').next().unwrap_or_default();
+            format!("/{folder}/")
+        });
         wait::until("queue and parked deliveries to be empty", deadline, async || {
             let keys = client.keys_with(PREFIX).await.ok()?;
-            let waits = |key: &String| key.contains("/queue/") || key.contains("/parked/");
+            let waits = |key: &String| folders.iter().any(|folder| key.contains(folder));
             (!keys.iter().any(waits)).then_some(())
         })
         .await;
@@ -172,15 +198,12 @@ impl Cluster {
 
     /// Asks an agent to stop, and waits until it has, with success.
     pub async fn stop_agent(&mut self, agent: usize) {
-        let mut process = self.agents.remove(agent);
-        process.signal("TERM").await;
-        let status = process.ended(STOP_DEADLINE).await;
-        assert!(
-            status.success(),
-            "{} ended with {status}\n{}",
-            process.name(),
-            process.tail()
-        );
+        stop(self.agents.remove(agent)).await;
+    }
+
+    /// Asks a control plane to stop, and waits until it has, with success.
+    pub async fn stop_control_plane(&mut self, control_plane: usize) {
+        stop(self.control_planes.remove(control_plane).process).await;
     }
 
     /// Ends a control plane with SIGKILL.
@@ -193,4 +216,15 @@ impl Cluster {
         let control_planes = self.control_planes.iter().map(|control_plane| &control_plane.process);
         control_planes.chain(&self.agents).map(Process::output).collect()
     }
+}
+
+async fn stop(mut process: Process) {
+    process.signal("TERM").await;
+    let status = process.ended(STOP_DEADLINE).await;
+    assert!(
+        status.success(),
+        "{} ended with {status}\n{}",
+        process.name(),
+        process.tail()
+    );
 }

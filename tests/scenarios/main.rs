@@ -21,7 +21,8 @@ mod standalone;
 use std::time::Duration;
 
 use postrider_proto::v1::Event;
-use postrider_tests::client::{Client, event, webhook};
+use postrider_tests::client::{event, webhook};
+use postrider_tests::cluster::Cluster;
 use postrider_tests::receiver::Receiver;
 
 /// The account that most scenarios publish for.
@@ -34,11 +35,15 @@ const SOON: Duration = Duration::from_secs(20);
 const FLOW: Duration = Duration::from_secs(120);
 
 /// Creates an account with `count` webhooks; webhook number k is at the path `/k` and asks for `FLOW_k`.
-async fn flow_webhooks(client: &Client, receiver: &Receiver, count: usize) {
+async fn flow_webhooks(cluster: &Cluster, receiver: &Receiver, count: usize) {
+    let client = cluster.client(0);
     client.create_account(ACCOUNT, i32::try_from(count).unwrap()).await;
     for number in 0..count {
         let webhook = webhook(&receiver.url(&format!("/{number}")), &[&format!("FLOW_{number}")], None);
         client.create_webhook(ACCOUNT, &format!("flow-{number}"), webhook).await;
+    }
+    for number in 0..count {
+        cluster.matching(ACCOUNT, &format!("FLOW_{number}"), 1).await;
     }
 }
 

@@ -1,4 +1,6 @@
 //! The agent: takes the shards it is assigned and delivers what they hold over HTTP.
 
+pub mod assignment;
 pub mod attempt;
+pub mod presence;
 pub mod shard;

@@ -1,4 +1,5 @@
 //! The agent: takes the shards it is assigned and delivers what they hold over HTTP.
 
 pub mod attempt;
+pub mod catalog;
 pub mod shard;

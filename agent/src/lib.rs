@@ -2,5 +2,6 @@
 
 pub mod assignment;
 pub mod attempt;
+pub mod catalog;
 pub mod presence;
 pub mod shard;

@@ -1,4 +1,33 @@
 //! One worker per owned shard: feed ▸ state ▸ lanes ▸ attempts ▸ ledger.
+//!
+//! - [`feed`]: reads what the shard holds: its progress, the index of its parked segments, its queue in the order of acceptance.
+//! - [`state`] (pure): decides. A stored segment that is being worked on is a *source*; each of its deliveries ends once for it, with one record: over
+//!   (delivered, or dropped because its webhook was deleted) or moved (parked until its due time, or dead).
+//!
+//!       queue/S/… ─┐                  ┌─▶ attempt ─▶ delivered ──▶ over
+//!                  ├▶ lane ▸ ready ───┤         └──▶ failed ──┬──▶ moved to dead/S/…
+//!       parked/S/… ┘   │ no room,     └─▶ expired ────────────┘
+//!           ▲          ▼ not active           └──▶ to be tried again
+//!           └── moved to parked/S/… ◀──────────────────┘
+//!
+//! - [`ledger`]: one for the agent; writes the records of all its workers in bulk, guarded by the epoch of every shard in the transaction.
+//! - [`worker`]: the task around them.
+//!
+//! Memory is bounded thrice: a lane holds at most so many deliveries, bytes and sources ([`lane`]); the whole agent loads at most so many bytes
+//! ([`budget`]), and gives lanes less room the scarcer they are; records that cannot be written stop the start of attempts ([`ledger`]).
+
+pub mod bits;
+pub mod budget;
+pub mod counters;
+pub mod delivery;
+pub mod feed;
+pub mod lane;
+pub mod ledger;
+pub mod queue;
+pub mod state;
+mod worker;
+
+pub use worker::{Deps, Limits, Shards};
 
 use async_trait::async_trait;
 use postrider_common::shard::ShardId;

@@ -1,0 +1,228 @@
+//! All webhooks, in memory, from a mirror of the store; and directly from the store where the mirror is behind.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use postrider_common::id::{AccountId, Uid, WebhookId};
+use postrider_common::key;
+use postrider_common::model::webhook::Webhook;
+use postrider_common::store::{Change, Entry, Revision, SharedStore};
+use postrider_common::task;
+use postrider_common::wire::stored;
+use tokio::sync::broadcast;
+
+use crate::shard::delivery::Known;
+use postrider_common::store::mirror::{self, Update};
+
+/// Changes that a shard worker may be behind: beyond that it looks at all its lanes.
+const CHANGES: usize = 1024;
+
+/// Pause before a store that did not answer is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A webhook's name.
+pub type Name = (AccountId, WebhookId);
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// One webhook.
+    One(Name),
+    /// Anything may have.
+    All,
+}
+
+/// All webhooks. Clones are the same catalog.
+#[derive(Clone)]
+pub struct Catalog {
+    store: SharedStore,
+    shared: Arc<Shared>,
+    mirror: mirror::Handle,
+}
+
+struct Shared {
+    view: RwLock<View>,
+    changes: broadcast::Sender<Changed>,
+}
+
+#[derive(Default)]
+struct View {
+    webhooks: HashMap<Name, Stored>,
+    /// The view holds everything up to this revision (some webhooks may be newer).
+    revision: Revision,
+}
+
+#[derive(Clone)]
+struct Stored {
+    /// `None`: this release cannot read it.
+    webhook: Option<Arc<Webhook>>,
+    revision: Revision,
+}
+
+impl Stored {
+    fn read(entry: Entry) -> Option<(Name, Self)> {
+        let Some(name) = key::parse_webhook(&entry.key) else {
+            tracing::warn!(key = %entry.key, "not the key of a webhook");
+            return None;
+        };
+        let webhook = stored::decode_webhook(name.0.clone(), name.1.clone(), entry.value);
+        let webhook = webhook.inspect_err(
+            |error| tracing::error!(key = %entry.key, %error, "a webhook cannot be read: its deliveries wait"),
+        );
+        let stored = Self {
+            webhook: webhook.ok().map(Arc::new),
+            revision: entry.mod_revision,
+        };
+        Some((name, stored))
+    }
+
+    fn known(&self) -> Known {
+        match &self.webhook {
+            Some(webhook) => Known::Found(webhook.clone(), self.revision),
+            None => Known::Unreadable,
+        }
+    }
+
+    fn known_as(&self, uid: &Uid) -> Known {
+        match self.known() {
+            Known::Found(webhook, _) if webhook.uid != *uid => Known::Replaced,
+            known => known,
+        }
+    }
+}
+
+impl View {
+    fn put(&mut self, name: Name, stored: Stored) {
+        let known = self.webhooks.get(&name).map(|known| known.revision);
+        if known < Some(stored.revision) {
+            self.webhooks.insert(name, stored);
+        }
+    }
+}
+
+impl Catalog {
+    /// Starts to mirror the webhooks of `store`.
+    pub fn spawn(group: &task::Group, store: SharedStore) -> Self {
+        let shared = Arc::new(Shared {
+            view: RwLock::default(),
+            changes: broadcast::Sender::new(CHANGES),
+        });
+        let target = shared.clone();
+        let apply = move |update| target.apply(update);
+        let mirror = mirror::spawn(group, "catalog", store.clone(), key::webhooks(), false, apply);
+        Self { store, shared, mirror }
+    }
+
+    /// Returns when the catalog holds all webhooks for the first time.
+    pub async fn synced(&self) {
+        self.mirror.synced().await;
+    }
+
+    /// Tells what changes from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.shared.changes.subscribe()
+    }
+
+    /// How many webhooks there are.
+    pub fn len(&self) -> usize {
+        self.shared.read().webhooks.len()
+    }
+
+    /// There are no webhooks.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the mirror says about a webhook: [`Known::Absent`] with the mirror's own revision if it holds none of this name.
+    pub fn current(&self, name: &Name) -> Known {
+        let view = self.shared.read();
+        let absent = Known::Absent(view.revision);
+        view.webhooks.get(name).map_or(absent, Stored::known)
+    }
+
+    /// What is known at once about the webhook `uid` called `name`, by no configuration older than `at_least`; `None` if the store has to be asked.
+    pub fn peek(&self, name: &Name, uid: &Uid, at_least: Revision) -> Option<Known> {
+        let view = self.shared.read();
+        let stored = view.webhooks.get(name)?;
+        let fresh = stored.revision >= at_least || view.revision >= at_least;
+        fresh.then(|| stored.known_as(uid))
+    }
+
+    /// What is known about the webhook `uid` called `name`, by no configuration older than `at_least`. Asks the store if the mirror is behind, for as long
+    /// as it takes: a webhook is gone only when the store says so. Drop the future to give up.
+    pub async fn resolve(&self, name: &Name, uid: &Uid, at_least: Revision) -> Known {
+        if let Some(known) = self.peek(name, uid, at_least) {
+            return known;
+        }
+        let key = key::webhook(&name.0, &name.1);
+        loop {
+            match self.store.get(&key).await {
+                Ok((None, revision)) => return Known::Absent(revision),
+                Ok((Some(entry), _)) => {
+                    let Some((name, stored)) = Stored::read(entry) else {
+                        return Known::Unreadable;
+                    };
+                    let known = stored.known_as(uid);
+                    self.shared.write().put(name, stored);
+                    return known;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a webhook cannot be read for now");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, update: Update) {
+        match update {
+            Update::Reset(entries, revision) => {
+                let webhooks = entries.into_iter().filter_map(Stored::read).collect();
+                *self.write() = View { webhooks, revision };
+                self.tell(Changed::All);
+            }
+            Update::Changes(changes) => {
+                let mut changed = Vec::with_capacity(changes.changes.len());
+                let mut view = self.write();
+                for change in changes.changes {
+                    match change {
+                        Change::Put(entry) => {
+                            let Some((name, stored)) = Stored::read(entry) else {
+                                continue;
+                            };
+                            view.put(name.clone(), stored);
+                            changed.push(name);
+                        }
+                        Change::Delete(key) => {
+                            let Some(name) = key::parse_webhook(&key) else { continue };
+                            view.webhooks.remove(&name);
+                            changed.push(name);
+                        }
+                    }
+                }
+                view.revision = view.revision.max(changes.revision);
+                drop(view);
+                // Only now: whoever is told looks at once.
+                for name in changed {
+                    self.tell(Changed::One(name));
+                }
+            }
+        }
+    }
+
+    /// No one may be listening.
+    fn tell(&self, changed: Changed) {
+        let _ = self.changes.send(changed);
+    }
+}

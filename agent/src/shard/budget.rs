@@ -1,0 +1,133 @@
+//! A limit on the memory that loaded deliveries take, shared by all workers of an agent.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Bytes that may be loaded in all.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+    waiting: AtomicUsize,
+    waiters: Mutex<Vec<Arc<Notify>>>,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub const fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            used: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            waiters: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that there are in all.
+    pub const fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Whether something may be loaded; if not, `waiter` is notified when it may.
+    fn has_room(&self, waiter: &Arc<Notify>) -> bool {
+        if self.used() < self.limit {
+            return true;
+        }
+        {
+            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            if !waiters.iter().any(|known| Arc::ptr_eq(known, waiter)) {
+                waiters.push(waiter.clone());
+            }
+            self.waiting.store(waiters.len(), Ordering::SeqCst);
+        }
+        // Room may have been made before we stood in the list.
+        self.used() < self.limit
+    }
+
+    fn put(&self, bytes: usize) {
+        let before = self.used.fetch_sub(bytes, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 && before - bytes < self.limit {
+            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            self.waiting.store(0, Ordering::SeqCst);
+            for waiter in waiters.drain(..) {
+                waiter.notify_one();
+            }
+        }
+    }
+}
+
+/// What one worker has taken of a budget; the rest is given back when the last clone of its `Arc` is dropped.
+#[derive(Debug)]
+pub struct Purse {
+    budget: Arc<Budget>,
+    held: AtomicUsize,
+}
+
+impl Purse {
+    /// An empty purse.
+    pub const fn new(budget: Arc<Budget>) -> Self {
+        Self {
+            budget,
+            held: AtomicUsize::new(0),
+        }
+    }
+
+    /// Takes bytes: what is loaded has to be counted even if it is more than was expected. Ask [`Purse::has_room`] first.
+    pub fn take(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::SeqCst);
+        self.budget.used.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives bytes back that were taken.
+    pub fn put(&self, bytes: usize) {
+        if bytes > 0 {
+            self.held.fetch_sub(bytes, Ordering::SeqCst);
+            self.budget.put(bytes);
+        }
+    }
+
+    /// Whether something may be loaded; if not, `waiter` is notified when it may.
+    pub fn has_room(&self, waiter: &Arc<Notify>) -> bool {
+        self.budget.has_room(waiter)
+    }
+
+    /// Bytes in use by all, and how many there are.
+    pub fn level(&self) -> (usize, usize) {
+        (self.budget.used(), self.budget.limit())
+    }
+}
+
+impl Drop for Purse {
+    fn drop(&mut self) {
+        self.budget.put(*self.held.get_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_room_is_told_and_a_dropped_purse_gives_everything_back() {
+        let budget = Arc::new(Budget::new(100));
+        let (first, second) = (Purse::new(budget.clone()), Purse::new(budget.clone()));
+        let waiter = Arc::new(Notify::new());
+        first.take(150);
+        assert!(!second.has_room(&waiter));
+        first.put(60);
+        waiter.notified().await;
+        assert!(second.has_room(&waiter));
+        second.take(20);
+        assert!(!second.has_room(&waiter));
+        drop(first);
+        waiter.notified().await;
+        assert_eq!(budget.used(), 20);
+    }
+}

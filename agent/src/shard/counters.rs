@@ -1,0 +1,93 @@
+//! What workers and the ledger count, for the metrics.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use crate::attempt::Reason;
+
+/// Every reason for which an attempt can fail, in the order in which they are counted.
+pub const REASONS: [Reason; 11] = [
+    Reason::Status,
+    Reason::Redirect,
+    Reason::Gone,
+    Reason::Throttled,
+    Reason::Timeout,
+    Reason::NameNotFound,
+    Reason::BlockedAddress,
+    Reason::Connect,
+    Reason::Tls,
+    Reason::Disconnected,
+    Reason::Protocol,
+];
+
+/// What happened in one worker since it was last added to the [`Counters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Deliveries delivered.
+    pub delivered: u64,
+    /// Deliveries dropped, because their webhook was deleted.
+    pub dropped: u64,
+    /// Deliveries that became dead letters.
+    pub dead: u64,
+    /// Deliveries parked: for a retry, for want of room, or because their webhook is not active.
+    pub parked: u64,
+    /// Attempts that could not be made.
+    pub not_made: u64,
+    /// Attempts that failed, in the order of [`REASONS`].
+    pub failed: [u64; REASONS.len()],
+}
+
+impl Tally {
+    /// Counts a failed attempt.
+    pub fn failed(&mut self, reason: Reason) {
+        let at = REASONS.iter().position(|known| *known == reason);
+        if let Some(count) = at.and_then(|at| self.failed.get_mut(at)) {
+            *count += 1;
+        }
+    }
+}
+
+/// Counts of one agent since it started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Deliveries delivered.
+    pub delivered: AtomicU64,
+    /// Deliveries dropped, because their webhook was deleted.
+    pub dropped: AtomicU64,
+    /// Deliveries that became dead letters.
+    pub dead: AtomicU64,
+    /// Deliveries parked: for a retry, for want of room, or because their webhook is not active.
+    pub parked: AtomicU64,
+    /// Attempts that could not be made.
+    pub not_made: AtomicU64,
+    /// Attempts that failed, in the order of [`REASONS`].
+    pub failed: [AtomicU64; REASONS.len()],
+    /// Attempts under way now.
+    pub in_flight: AtomicI64,
+    /// Shards being worked on now.
+    pub shards: AtomicI64,
+    /// Stored segments that could not be read.
+    pub unreadable: AtomicU64,
+    /// Transactions that the ledger committed.
+    pub ledger_transactions: AtomicU64,
+    /// Records (deliveries that ended or moved) in them.
+    pub ledger_records: AtomicU64,
+}
+
+impl Counters {
+    /// Adds what happened in a worker.
+    pub fn add(&self, tally: &Tally) {
+        let add = |counter: &AtomicU64, count: u64| {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
+            }
+        };
+        add(&self.delivered, tally.delivered);
+        add(&self.dropped, tally.dropped);
+        add(&self.dead, tally.dead);
+        add(&self.parked, tally.parked);
+        add(&self.not_made, tally.not_made);
+        for (counter, count) in self.failed.iter().zip(tally.failed) {
+            add(counter, count);
+        }
+    }
+}

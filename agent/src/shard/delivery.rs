@@ -1,0 +1,234 @@
+//! Deliveries in memory, where they come from, and what is recorded about them. Pure.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use postrider_common::id::{AccountId, Uid, WebhookId};
+use postrider_common::key::{Key, Parked};
+use postrider_common::model::segment::{self, DeliveryState, Event, Segment};
+use postrider_common::model::webhook::Webhook;
+use postrider_common::shard::ShardId;
+use postrider_common::store::Revision;
+
+use super::bits::Bits;
+
+/// What an event costs in memory besides its body: ids, name, texts, bookkeeping. An estimate, on the high side.
+const EVENT_OVERHEAD: usize = 400;
+
+/// Names a source within one worker's tenure; never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceId(pub u64);
+
+/// Where a source stands in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The queue: accepted at this revision.
+    Queue(Revision),
+    /// Parked.
+    Parked,
+}
+
+/// Whom deliveries of one target are for, and by which configuration they matched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The webhook's account.
+    pub account: AccountId,
+    /// The webhook.
+    pub webhook: WebhookId,
+    /// Its uid.
+    pub uid: Uid,
+    /// The oldest configuration that may be used.
+    pub revision: Revision,
+}
+
+/// One delivery that is being worked on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// The source it was read from.
+    pub source: SourceId,
+    /// Its number there.
+    pub index: u32,
+    /// For whom.
+    pub origin: Arc<Origin>,
+    /// What. Its `event_info` is set.
+    pub event: Arc<Event>,
+    /// How far it got.
+    pub state: DeliveryState,
+    /// Its share of the memory that its event takes.
+    pub bytes: usize,
+}
+
+/// What is known about a webhook.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// It exists; its configuration as of this revision.
+    Found(Arc<Webhook>, Revision),
+    /// It does not exist any more; another of the same name does.
+    Replaced,
+    /// As of this revision, no webhook of this name exists.
+    Absent(Revision),
+    /// It exists, but this release cannot read it: its deliveries wait.
+    Unreadable,
+}
+
+/// The deliveries of one webhook in a source, those that are not over.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// For whom.
+    pub origin: Arc<Origin>,
+    /// Its deliveries, in order.
+    pub deliveries: Vec<Delivery>,
+}
+
+/// A segment that was read to be worked on.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name from now on.
+    pub id: SourceId,
+    /// Its key.
+    pub key: Key,
+    /// Where it stands.
+    pub place: Place,
+    /// What is over already.
+    pub done: Bits,
+    /// What is not.
+    pub targets: Vec<Target>,
+    /// Bytes of memory that its deliveries take.
+    pub bytes: usize,
+}
+
+impl Source {
+    /// Takes a segment apart. `done` are its bits as stored.
+    ///
+    /// Bodies are copied out of the segment: a slice would keep the whole unpacked segment in memory for as long as its slowest delivery lasts, and
+    /// a copy of a kilobyte costs less than a thousandth of an attempt.
+    pub fn new(shard: ShardId, id: SourceId, key: Key, place: Place, segment: Segment, done: &[u8]) -> Self {
+        let total = u32::try_from(segment.delivery_count()).unwrap_or(u32::MAX);
+        let done = Bits::read(done, total);
+        let mut sharers = vec![0_usize; segment.events.len()];
+        for delivery in segment.targets.iter().flat_map(|target| &target.deliveries) {
+            if let Some(count) = sharers.get_mut(delivery.event as usize) {
+                *count += 1;
+            }
+        }
+        let mut events = segment.events;
+        for (index, event) in events.iter_mut().enumerate() {
+            let event = Arc::make_mut(event);
+            event.data = Bytes::copy_from_slice(&event.data);
+            if event.event_info.is_none() {
+                let sequence = match place {
+                    Place::Queue(revision) => revision,
+                    Place::Parked => Revision::default(),
+                };
+                event.event_info = Some(segment::event_info(event.timestamp, shard, sequence, index));
+            }
+        }
+        let mut source = Self {
+            id,
+            key,
+            place,
+            done,
+            targets: Vec::with_capacity(segment.targets.len()),
+            bytes: 0,
+        };
+        let mut index = 0;
+        for target in segment.targets {
+            let origin = Arc::new(Origin {
+                account: target.account,
+                webhook: target.webhook,
+                uid: target.webhook_uid,
+                revision: target.webhook_revision,
+            });
+            let mut deliveries = Vec::with_capacity(target.deliveries.len());
+            for delivery in target.deliveries {
+                let number = index;
+                index += 1;
+                let event = events.get(delivery.event as usize);
+                let Some(event) = event.filter(|_| !source.done.get(number)) else {
+                    continue;
+                };
+                let sharers = sharers.get(delivery.event as usize).copied().unwrap_or(1).max(1);
+                let bytes = size(event).div_ceil(sharers);
+                source.bytes += bytes;
+                deliveries.push(Delivery {
+                    source: id,
+                    index: number,
+                    origin: origin.clone(),
+                    event: event.clone(),
+                    state: delivery.state,
+                    bytes,
+                });
+            }
+            if !deliveries.is_empty() {
+                source.targets.push(Target { origin, deliveries });
+            }
+        }
+        source
+    }
+}
+
+/// Bytes that an event takes, in memory or packed.
+pub fn size(event: &Event) -> usize {
+    event.data.len() + EVENT_OVERHEAD
+}
+
+/// What the worker tells the ledger. In any order between sources, a source's [`Record::Open`] first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A source is being worked on.
+    Open {
+        /// The source.
+        source: SourceId,
+        /// Its key.
+        key: Key,
+        /// What is over already.
+        done: Bits,
+    },
+    /// A delivery was delivered or dropped.
+    Over {
+        /// The source.
+        source: SourceId,
+        /// The delivery's number there.
+        index: u32,
+    },
+    /// A delivery goes into another stored segment.
+    Moved(Box<Moved>),
+    /// A parked segment whose webhook does not exist any more.
+    Discard(Key),
+}
+
+/// A delivery that goes into another stored segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Where to.
+    pub to: Destination,
+    /// The delivery, with the state in which it is to be stored.
+    pub delivery: Delivery,
+}
+
+/// Where a delivery moves to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    /// It waits for its due time.
+    Parked,
+    /// It ended without having been delivered.
+    Dead,
+}
+
+/// A request to read parked segments of one webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    /// Which, oldest first; never empty, all of one webhook.
+    pub segments: Vec<Parked>,
+}
+
+/// What the state wants done.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// To be recorded, in this order.
+    pub records: Vec<Record>,
+    /// To be read.
+    pub loads: Vec<Load>,
+    /// Bytes of memory that are free again now; those of moved deliveries are when they are recorded.
+    pub freed: usize,
+}

@@ -1,0 +1,205 @@
+//! Where a worker's work comes from: what the shard held when it was taken, the queue as it grows, and the reading of segments.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use postrider_common::key::{self, Key, Parked};
+use postrider_common::shard::ShardId;
+use postrider_common::store::{ReadError, SharedStore, list_all};
+use postrider_common::task;
+use postrider_common::wire::stored;
+use tokio::sync::Notify;
+
+use super::delivery::{Known, Place, Source, SourceId};
+use super::ledger::batch::read_progress;
+use super::queue::{Queue, Waiting};
+use crate::catalog::Catalog;
+use postrider_common::store::mirror::{self, Update};
+
+/// Pause before a store that did not answer is asked again; doubles up to [`LAST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest pause between two tries.
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a shard held when it was taken.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The bits of each segment that is neither untouched nor over; `None` if there is no such record.
+    pub progress: Option<BTreeMap<Key, Bytes>>,
+    /// The parked segments.
+    pub parked: Vec<Parked>,
+}
+
+/// Reads what a shard holds, until the store answers. Only its owner writes these keys, so they do not change behind the owner's back.
+pub async fn find(store: &SharedStore, shard: ShardId) -> Found {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match find_once(store, shard).await {
+            Ok(found) => return found,
+            Err(error) => tracing::warn!(%shard, %error, "what a shard holds cannot be read"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadError> {
+    let mut found = Found::default();
+    let (progress, _) = store.get(&key::progress(shard)).await?;
+    if let Some(entry) = progress {
+        let progress = read_progress(entry.value).inspect_err(
+            |error| tracing::error!(%shard, %error, "progress cannot be read: what was under way may be repeated"),
+        );
+        found.progress = Some(progress.unwrap_or_default());
+    }
+    let (entries, _) = list_all(store.as_ref(), &key::parked(shard), true).await?;
+    for entry in entries {
+        match key::parse_parked(&entry.key) {
+            Some(parked) => found.parked.push(parked),
+            None => tracing::error!(key = %entry.key, "not the key of a parked segment: it is left alone"),
+        }
+    }
+    Ok(found)
+}
+
+/// The queue of a shard, fed by a mirror.
+#[derive(Clone, Default)]
+pub struct Feed {
+    queue: Arc<Mutex<Queue>>,
+}
+
+impl Feed {
+    /// Starts to follow the queue; `worker` is notified when it has grown.
+    pub fn spawn(group: &task::Group, store: SharedStore, shard: ShardId, worker: Arc<Notify>) -> Self {
+        let feed = Self::default();
+        let queue = feed.queue.clone();
+        let apply = move |update| {
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            match update {
+                Update::Reset(entries, revision) => queue.reset(entries, revision),
+                Update::Changes(changes) => queue.changed(changes),
+            }
+            let news = !queue.is_empty();
+            drop(queue);
+            if news {
+                worker.notify_one();
+            }
+        };
+        mirror::spawn(group, "queue", store, key::queue(shard), true, apply);
+        feed
+    }
+
+    /// The oldest segment, if its value is at hand.
+    pub fn pop_kept(&self) -> Option<Waiting> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.next_is_kept().filter(|kept| *kept)?;
+        queue.pop()
+    }
+
+    /// Up to `most` of the oldest segments, if they have to be read.
+    pub fn pop_unread(&self, most: usize) -> Vec<Waiting> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut popped = Vec::new();
+        while popped.len() < most && queue.next_is_kept() == Some(false) {
+            popped.extend(queue.pop());
+        }
+        popped
+    }
+}
+
+/// A segment to be read.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// What it is to be called.
+    pub id: SourceId,
+    /// Its key.
+    pub key: Key,
+    /// Where it stands.
+    pub place: Place,
+    /// Its bits as stored.
+    pub done: Bytes,
+}
+
+/// What became of a wanted segment.
+#[derive(Debug)]
+pub enum Got {
+    /// It was read; one [`Known`] for each of its targets.
+    Source(Source, Vec<Known>),
+    /// It is not in the store any more.
+    Missing(Key),
+    /// This release cannot read it. It stays in the store.
+    Unreadable(Key),
+}
+
+/// Takes a stored value apart.
+pub fn open(shard: ShardId, wanted: &Wanted, value: Bytes) -> Option<Source> {
+    match stored::unpack(value) {
+        Ok(segment) => Some(Source::new(
+            shard,
+            wanted.id,
+            wanted.key.clone(),
+            wanted.place,
+            segment,
+            &wanted.done,
+        )),
+        Err(error) => {
+            tracing::error!(key = %wanted.key, %error, "a segment cannot be read: it is left in the store");
+            None
+        }
+    }
+}
+
+/// What is known at once about all webhooks of a source.
+pub fn peek(catalog: &Catalog, source: &Source) -> Option<Vec<Known>> {
+    let peek = |target: &super::delivery::Target| {
+        let origin = &target.origin;
+        catalog.peek(
+            &(origin.account.clone(), origin.webhook.clone()),
+            &origin.uid,
+            origin.revision,
+        )
+    };
+    source.targets.iter().map(peek).collect()
+}
+
+/// What is known about all webhooks of a source, asking the store where the catalog is behind.
+pub async fn resolve(catalog: &Catalog, source: &Source) -> Vec<Known> {
+    let mut known = Vec::with_capacity(source.targets.len());
+    for target in &source.targets {
+        let origin = &target.origin;
+        let name = (origin.account.clone(), origin.webhook.clone());
+        known.push(catalog.resolve(&name, &origin.uid, origin.revision).await);
+    }
+    known
+}
+
+/// Reads segments, until the store answers. At most `store::MAX_OPS`.
+pub async fn read(store: SharedStore, catalog: Catalog, shard: ShardId, wanted: Vec<Wanted>) -> Vec<Got> {
+    let keys: Vec<Key> = wanted.iter().map(|wanted| wanted.key.clone()).collect();
+    let mut pause = FIRST_PAUSE;
+    let entries = loop {
+        match store.get_all(&keys).await {
+            Ok((entries, _)) => break entries,
+            Err(error) => tracing::warn!(%shard, %error, "segments cannot be read for now"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    };
+    let mut got = Vec::with_capacity(wanted.len());
+    for (wanted, entry) in wanted.into_iter().zip(entries) {
+        got.push(match entry {
+            None => Got::Missing(wanted.key),
+            Some(entry) => match open(shard, &wanted, entry.value) {
+                None => Got::Unreadable(wanted.key),
+                Some(source) => {
+                    let known = resolve(&catalog, &source).await;
+                    Got::Source(source, known)
+                }
+            },
+        });
+    }
+    got
+}

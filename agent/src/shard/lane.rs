@@ -1,0 +1,314 @@
+//! The queue of one webhook: what is ready, what waits for its time, what is under way, and what is parked in the store. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use postrider_common::id::{AccountId, WebhookId};
+use postrider_common::key::Parked;
+use postrider_common::model::webhook::{DEFAULT_MAX_IN_FLIGHT, Webhook};
+use postrider_common::shard::ShardId;
+use postrider_common::store::Revision;
+use postrider_common::time::Timestamp;
+
+use super::delivery::{Delivery, Known, SourceId};
+
+/// Deliveries that a lane keeps ready in memory: a burst of two full publish transactions flows through without being parked.
+pub const LANE_LIMIT: usize = 1024;
+
+/// Bytes that a lane keeps in memory: four of the largest events.
+pub const LANE_BYTES: usize = 4 << 20;
+
+/// Sources that the ready deliveries of a lane come from. Each one that is not over costs some seventy bytes in every progress write of the shard;
+/// once a slow lane's deliveries are parked they come from few packed sources.
+pub const LANE_SOURCES: usize = 64;
+
+/// Deliveries that were read together with one that was due, and wait for their own time in memory.
+pub const WAIT_LIMIT: usize = LANE_LIMIT / 4;
+
+/// Parked segments read in one go.
+const LOAD_SEGMENTS: usize = 16;
+
+/// Deliveries read in one go: one full parked segment, or several small ones.
+const LOAD_DELIVERIES: usize = 256;
+
+/// What the lane knows about its webhook.
+#[derive(Debug, Clone)]
+pub enum Config {
+    /// Nothing yet: only parked segments were seen, by their keys.
+    Unknown,
+    /// Its configuration, as of this revision.
+    Known(Arc<Webhook>, Revision),
+    /// It cannot be read: everything waits.
+    Unreadable,
+    /// It was deleted by this revision.
+    Gone(Revision),
+}
+
+/// A parked segment, as the index keeps it: account, webhook and shard are the lane's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    due: Timestamp,
+    epoch: u64,
+    number: u64,
+    count: u32,
+}
+
+/// One lane.
+#[derive(Debug)]
+pub struct Lane {
+    /// Whose.
+    pub account: AccountId,
+    /// For whom.
+    pub webhook: WebhookId,
+    /// Its configuration.
+    pub config: Config,
+    /// Attempts under way.
+    pub in_flight: u32,
+    /// Deliveries on their way to a parked segment that is not yet in the index.
+    pub moving: u32,
+    /// Bytes of everything in memory, under way or not.
+    pub bytes: usize,
+    /// The receiver wants to be left alone, or no attempt can be made, until then.
+    pub paused_until: Timestamp,
+    /// Stands in the state's queue of lanes that may start something.
+    pub queued: bool,
+    /// When the state is to look at it again.
+    pub alarm: Option<Timestamp>,
+    /// Deliveries that are being read.
+    pub reserved: usize,
+    ready: VecDeque<Delivery>,
+    /// Runs of the same source among the ready.
+    runs: usize,
+    waiting: BTreeMap<(Timestamp, SourceId, u32), Delivery>,
+    parked: BTreeSet<Entry>,
+}
+
+impl Lane {
+    /// An empty lane.
+    pub const fn new(account: AccountId, webhook: WebhookId) -> Self {
+        Self {
+            account,
+            webhook,
+            config: Config::Unknown,
+            in_flight: 0,
+            moving: 0,
+            bytes: 0,
+            paused_until: Timestamp::from_millis(0),
+            queued: false,
+            alarm: None,
+            reserved: 0,
+            ready: VecDeque::new(),
+            runs: 0,
+            waiting: BTreeMap::new(),
+            parked: BTreeSet::new(),
+        }
+    }
+
+    /// Learns about the webhook; older news than what is known are ignored.
+    pub fn learn(&mut self, known: &Known) {
+        let revision = match self.config {
+            Config::Known(_, revision) | Config::Gone(revision) => revision,
+            Config::Unknown | Config::Unreadable => Revision::default(),
+        };
+        match known {
+            Known::Found(webhook, at)
+                if *at > revision || matches!(self.config, Config::Unknown | Config::Unreadable) =>
+            {
+                self.config = Config::Known(webhook.clone(), *at);
+            }
+            Known::Absent(at) if *at >= revision => self.config = Config::Gone(*at),
+            Known::Unreadable if !matches!(self.config, Config::Gone(_)) => self.config = Config::Unreadable,
+            Known::Found(..) | Known::Absent(_) | Known::Replaced | Known::Unreadable => {}
+        }
+    }
+
+    /// The configuration by which something may be sent now.
+    pub fn active(&self) -> Option<&Arc<Webhook>> {
+        match &self.config {
+            Config::Known(webhook, _) if webhook.active => Some(webhook),
+            Config::Known(..) | Config::Unknown | Config::Unreadable | Config::Gone(_) => None,
+        }
+    }
+
+    /// Nothing may be in memory: it is known that nothing may be sent.
+    pub fn is_held(&self) -> bool {
+        self.active().is_none() && !matches!(self.config, Config::Unknown)
+    }
+
+    /// An attempt may start.
+    pub fn can_start(&self, now: Timestamp) -> bool {
+        let most = |webhook: &Webhook| webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get();
+        !self.ready.is_empty()
+            && self.paused_until <= now
+            && self.active().is_some_and(|webhook| self.in_flight < most(webhook))
+    }
+
+    /// Whether a delivery that was just accepted may stay in memory. `allowance` says how many ready ones a lane may have at the moment: while memory
+    /// is scarce it is less than [`LANE_LIMIT`]. If older ones are parked and due, they come first unless the lane would run dry meanwhile.
+    pub fn admits(&self, now: Timestamp, allowance: usize) -> bool {
+        if self.is_held() {
+            return false;
+        }
+        let behind = self.reserved > 0 || self.parked.first().is_some_and(|first| first.due <= now);
+        let (limit, sources) = if behind {
+            (LANE_LIMIT / 8, LANE_SOURCES / 8)
+        } else {
+            (LANE_LIMIT, LANE_SOURCES)
+        };
+        self.ready.len() < limit.min(allowance) && self.bytes < LANE_BYTES && self.runs < sources
+    }
+
+    /// Adds one that may be sent now.
+    pub fn push_ready(&mut self, delivery: Delivery) {
+        if self.ready.back().is_none_or(|last| last.source != delivery.source) {
+            self.runs += 1;
+        }
+        self.bytes += delivery.bytes;
+        self.ready.push_back(delivery);
+    }
+
+    /// Puts one back whose attempt was not made.
+    pub fn put_back(&mut self, delivery: Delivery) {
+        if self.ready.front().is_none_or(|first| first.source != delivery.source) {
+            self.runs += 1;
+        }
+        self.bytes += delivery.bytes;
+        self.ready.push_front(delivery);
+    }
+
+    /// Takes the next one. Its bytes still count: they are given back with [`Lane::forget`].
+    pub fn pop_ready(&mut self) -> Option<Delivery> {
+        let delivery = self.ready.pop_front()?;
+        if self.ready.front().is_none_or(|next| next.source != delivery.source) {
+            self.runs -= 1;
+        }
+        Some(delivery)
+    }
+
+    /// A delivery that was taken is not in memory any more.
+    pub const fn forget(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// Adds one that is not yet due; gives it back if too many wait.
+    pub fn wait(&mut self, delivery: Delivery) -> Option<Delivery> {
+        if self.waiting.len() >= WAIT_LIMIT || self.bytes >= LANE_BYTES {
+            return Some(delivery);
+        }
+        self.bytes += delivery.bytes;
+        self.waiting
+            .insert((delivery.state.due, delivery.source, delivery.index), delivery);
+        None
+    }
+
+    /// Makes ready what is due.
+    pub fn promote(&mut self, now: Timestamp) {
+        while let Some(first) = self.waiting.first_entry() {
+            if first.key().0 > now {
+                break;
+            }
+            let delivery = first.remove();
+            self.bytes = self.bytes.saturating_sub(delivery.bytes);
+            self.push_ready(delivery);
+        }
+    }
+
+    /// Takes everything that is in memory and not under way.
+    pub fn drain(&mut self) -> Vec<Delivery> {
+        let mut all: Vec<Delivery> = self.ready.drain(..).collect();
+        all.extend(std::mem::take(&mut self.waiting).into_values());
+        self.runs = 0;
+        let bytes = all.iter().map(|delivery| delivery.bytes).sum();
+        self.forget(bytes);
+        all
+    }
+
+    /// Adds a parked segment to the index.
+    pub fn park(&mut self, parked: &Parked) {
+        self.parked.insert(Entry {
+            due: parked.due,
+            epoch: parked.epoch,
+            number: parked.number,
+            count: parked.count,
+        });
+    }
+
+    /// Takes the index.
+    pub fn drain_parked(&mut self, shard: ShardId) -> Vec<Parked> {
+        let entries = std::mem::take(&mut self.parked);
+        entries.into_iter().map(|entry| self.parked_at(shard, entry)).collect()
+    }
+
+    /// Takes the parked segments that are to be read now: those that are due, while there is room.
+    pub fn next_load(&mut self, shard: ShardId, now: Timestamp) -> Vec<Parked> {
+        let mut segments = Vec::new();
+        if self.reserved > 0 || self.is_held() || self.paused_until > now {
+            return segments;
+        }
+        while let Some(first) = self.parked.first().copied() {
+            let count = first.count.max(1) as usize;
+            let room = self.ready.is_empty() || self.ready.len() + self.reserved + count <= LANE_LIMIT;
+            let fits =
+                segments.is_empty() || self.reserved + count <= LOAD_DELIVERIES && segments.len() < LOAD_SEGMENTS;
+            if first.due > now || !room || !fits || self.bytes >= LANE_BYTES {
+                break;
+            }
+            self.parked.pop_first();
+            self.reserved += count;
+            segments.push(self.parked_at(shard, first));
+        }
+        segments
+    }
+
+    fn parked_at(&self, shard: ShardId, entry: Entry) -> Parked {
+        Parked {
+            shard,
+            account: self.account.clone(),
+            webhook: self.webhook.clone(),
+            due: entry.due,
+            epoch: entry.epoch,
+            number: entry.number,
+            count: entry.count,
+        }
+    }
+
+    /// When time alone will change something.
+    pub fn next_alarm(&self, now: Timestamp) -> Option<Timestamp> {
+        let waiting = self.waiting.first_key_value().map(|(key, _)| key.0);
+        let parked = self.parked.first().map(|entry| entry.due);
+        let parked = parked.filter(|_| self.reserved == 0 && !self.is_held());
+        // What is due already waits for room or for the end of a pause, not for time.
+        let later = |at: &Timestamp| *at > now;
+        let pause = Some(self.paused_until).filter(|_| !self.ready.is_empty() || !self.parked.is_empty());
+        [waiting.filter(later), parked.filter(later), pause.filter(later)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Deliveries ready in memory.
+    pub fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Deliveries waiting in memory for their time.
+    pub fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Parked segments in the index.
+    pub fn parked_len(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Nothing is left of it.
+    pub fn is_idle(&self) -> bool {
+        self.ready.is_empty()
+            && self.waiting.is_empty()
+            && self.parked.is_empty()
+            && self.in_flight == 0
+            && self.moving == 0
+            && self.reserved == 0
+            && !self.queued
+    }
+}

@@ -1,0 +1,521 @@
+//! What a worker knows and decides: lanes, attempts under way, what to record, what to read, when to look again. Pure.
+//!
+//! Every delivery that was loaded ends exactly once for its source, with one record: over (delivered, dropped) or moved (parked, dead).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use postrider_common::id::{AccountId, WebhookId};
+use postrider_common::key::{self, Parked};
+use postrider_common::model::segment::Event;
+use postrider_common::model::webhook::Webhook;
+use postrider_common::retry::Next;
+use postrider_common::shard::ShardId;
+use postrider_common::time::Timestamp;
+
+use super::counters::Tally;
+use super::delivery::{Delivery, Destination, Effects, Known, Load, Moved, Place, Record, Source, SourceId};
+use super::lane::{Config, Lane};
+use crate::attempt::{Outcome, Reason};
+
+/// How long a lane rests after an attempt that could not be made: what is missing (a lease, a file descriptor, a name server) rarely comes back faster.
+pub const NOT_MADE_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Why an event died that was not worth sending any more.
+pub const EXPIRED: &str = "EXPIRED";
+
+/// Why an event died that had waited longer than its webhook's policy allows.
+pub const AGE: &str = "AGE";
+
+/// Names an attempt while it is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(usize);
+
+/// An attempt to be started.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Its name, until [`State::ended`].
+    pub attempt: AttemptId,
+    /// To whom.
+    pub webhook: Arc<Webhook>,
+    /// What.
+    pub event: Arc<Event>,
+    /// Which attempt of this delivery, from 1.
+    pub number: u32,
+}
+
+struct Flight {
+    lane: usize,
+    delivery: Delivery,
+    webhook: Arc<Webhook>,
+}
+
+/// The state of one worker.
+pub struct State {
+    shard: ShardId,
+    lanes: Vec<Option<Lane>>,
+    vacant_lanes: Vec<usize>,
+    by_webhook: BTreeMap<(AccountId, WebhookId), usize>,
+    runnable: VecDeque<usize>,
+    alarms: BTreeSet<(Timestamp, usize)>,
+    flights: Vec<Option<Flight>>,
+    vacant_flights: Vec<usize>,
+    in_flight: usize,
+    /// Deliveries of each source that have not ended. Never iterated: its order means nothing.
+    open: HashMap<SourceId, usize>,
+    /// What happened since the shell last took it.
+    pub tally: Tally,
+}
+
+impl State {
+    /// The state of a worker that has just taken `shard`.
+    pub fn new(shard: ShardId) -> Self {
+        Self {
+            shard,
+            lanes: Vec::new(),
+            vacant_lanes: Vec::new(),
+            by_webhook: BTreeMap::new(),
+            runnable: VecDeque::new(),
+            alarms: BTreeSet::new(),
+            flights: Vec::new(),
+            vacant_flights: Vec::new(),
+            in_flight: 0,
+            open: HashMap::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Attempts under way.
+    pub const fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Sources with deliveries that have not ended.
+    pub fn open_sources(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Something may be ready to be started.
+    pub fn has_runnable(&self) -> bool {
+        !self.runnable.is_empty()
+    }
+
+    /// When time alone will change something.
+    pub fn next_alarm(&self) -> Option<Timestamp> {
+        self.alarms.first().map(|(at, _)| *at)
+    }
+
+    /// Whether there is a lane for a webhook.
+    pub fn has_lane(&self, name: &(AccountId, WebhookId)) -> bool {
+        self.by_webhook.contains_key(name)
+    }
+
+    /// The lanes, for those who look but do not touch.
+    pub fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter().flatten()
+    }
+
+    /// A parked segment stands in the store: found when the shard was taken, or written since by this worker's ledger.
+    pub fn parked(&mut self, parked: &Parked, known: Option<&Known>, now: Timestamp, effects: &mut Effects) {
+        let at = self.lane_of(&parked.account, &parked.webhook);
+        let shard = self.shard;
+        let Some(lane) = self.lane(at) else { return };
+        lane.moving = lane.moving.saturating_sub(parked.count);
+        if let Some(known) = known {
+            lane.learn(known);
+        }
+        if matches!(lane.config, Config::Gone(_)) {
+            // Written by us before we knew: everything in it matched a configuration that is over.
+            let key = key::parked_segment(&Parked {
+                shard,
+                ..parked.clone()
+            });
+            effects.records.push(Record::Discard(key));
+            self.tally.dropped += u64::from(parked.count);
+        } else {
+            lane.park(parked);
+        }
+        self.settle(at, now, effects);
+    }
+
+    /// A segment was read. `known` says what is known about each of its targets' webhooks; `allowance` is how many ready deliveries a lane may have
+    /// at the moment (see [`Lane::admits`]).
+    pub fn loaded(&mut self, source: Source, known: &[Known], now: Timestamp, allowance: usize, effects: &mut Effects) {
+        let count: usize = source.targets.iter().map(|target| target.deliveries.len()).sum();
+        if count > 0 {
+            self.open.insert(source.id, count);
+        }
+        effects.records.push(Record::Open {
+            source: source.id,
+            key: source.key,
+            done: source.done,
+        });
+        for (target, known) in source.targets.into_iter().zip(known) {
+            if matches!(known, Known::Replaced) {
+                for delivery in target.deliveries {
+                    self.abandon(&delivery, effects);
+                }
+                continue;
+            }
+            let at = self.lane_of(&target.origin.account, &target.origin.webhook);
+            if let Some(lane) = self.lane(at) {
+                lane.learn(known);
+            }
+            for delivery in target.deliveries {
+                match known {
+                    Known::Absent(_) | Known::Replaced => self.abandon(&delivery, effects),
+                    Known::Found(..) | Known::Unreadable => {
+                        self.place(at, delivery, source.place, now, allowance, effects)
+                    }
+                }
+            }
+            self.enforce(at, now, effects);
+            self.settle(at, now, effects);
+        }
+    }
+
+    /// All that could be read of a [`Load`] was given to [`State::loaded`].
+    pub fn load_over(&mut self, load: &Load, now: Timestamp, effects: &mut Effects) {
+        let Some(first) = load.segments.first() else { return };
+        let count: usize = load.segments.iter().map(|parked| parked.count.max(1) as usize).sum();
+        let at = self.lane_of(&first.account, &first.webhook);
+        if let Some(lane) = self.lane(at) {
+            lane.reserved = lane.reserved.saturating_sub(count);
+        }
+        self.settle(at, now, effects);
+    }
+
+    /// A webhook was changed or deleted.
+    pub fn changed(
+        &mut self,
+        account: &AccountId,
+        webhook: &WebhookId,
+        known: &Known,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
+        let Some(at) = self.by_webhook.get(&(account.clone(), webhook.clone())).copied() else {
+            return;
+        };
+        let Some(lane) = self.lane(at) else { return };
+        // Of a webhook never seen only parked keys are known, which may be of a later one than the mirror's: reading them will tell.
+        if matches!((&lane.config, known), (Config::Unknown, Known::Absent(_))) {
+            return;
+        }
+        lane.learn(known);
+        self.enforce(at, now, effects);
+        self.settle(at, now, effects);
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Timestamp, effects: &mut Effects) {
+        while let Some(&(at, lane)) = self.alarms.first() {
+            if at > now {
+                break;
+            }
+            self.alarms.pop_first();
+            if let Some(lane) = self.lane(lane) {
+                lane.alarm = None;
+            }
+            self.settle(lane, now, effects);
+        }
+    }
+
+    /// The next attempt to be made, lanes taking turns; `None` if there is none now.
+    pub fn start(&mut self, now: Timestamp, effects: &mut Effects) -> Option<Start> {
+        while let Some(at) = self.runnable.pop_front() {
+            let mut started = None;
+            if let Some(lane) = self.lane(at) {
+                lane.queued = false;
+                if lane.can_start(now)
+                    && let Some(webhook) = lane.active().cloned()
+                    && let Some(delivery) = lane.pop_ready()
+                {
+                    started = self.take_off(at, delivery, webhook, now, effects);
+                }
+            }
+            self.settle(at, now, effects);
+            if started.is_some() {
+                return started;
+            }
+        }
+        None
+    }
+
+    fn take_off(
+        &mut self,
+        at: usize,
+        delivery: Delivery,
+        webhook: Arc<Webhook>,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) -> Option<Start> {
+        let bytes = delivery.bytes;
+        let too_old = now.saturating_since(delivery.event.accept_time) > webhook.retry.max_age;
+        let doomed = if delivery.event.expire_time.is_some_and(|expires| expires <= now) {
+            Some(EXPIRED)
+        } else {
+            too_old.then_some(AGE)
+        };
+        if delivery.origin.uid != webhook.uid {
+            self.lane(at)?.forget(bytes);
+            self.abandon(&delivery, effects);
+            return None;
+        }
+        if let Some(reason) = doomed {
+            self.lane(at)?.forget(bytes);
+            self.die(delivery, reason, now, effects);
+            return None;
+        }
+        self.lane(at)?.in_flight += 1;
+        self.in_flight += 1;
+        let start = Start {
+            attempt: AttemptId(self.vacant_flights.pop().unwrap_or(self.flights.len())),
+            webhook: webhook.clone(),
+            event: delivery.event.clone(),
+            number: delivery.state.attempts.saturating_add(1),
+        };
+        let flight = Some(Flight {
+            lane: at,
+            delivery,
+            webhook,
+        });
+        match self.flights.get_mut(start.attempt.0) {
+            Some(slot) => *slot = flight,
+            None => self.flights.push(flight),
+        }
+        Some(start)
+    }
+
+    /// An attempt ended. `fraction` in `0.0..1.0` is the jitter of the next one.
+    pub fn ended(
+        &mut self,
+        attempt: AttemptId,
+        outcome: Outcome,
+        now: Timestamp,
+        fraction: f64,
+        effects: &mut Effects,
+    ) {
+        let Some(flight) = self.flights.get_mut(attempt.0).and_then(Option::take) else {
+            return;
+        };
+        self.vacant_flights.push(attempt.0);
+        self.in_flight -= 1;
+        let (at, delivery) = (flight.lane, flight.delivery);
+        let Some(lane) = self.lane(at) else { return };
+        lane.in_flight -= 1;
+        lane.forget(delivery.bytes);
+        match outcome {
+            Outcome::Delivered { .. } => {
+                self.tally.delivered += 1;
+                self.over(&delivery, effects);
+            }
+            Outcome::Failed {
+                reason,
+                status,
+                retry_after,
+            } => {
+                if reason == Reason::Throttled
+                    && let Some(wish) = retry_after
+                {
+                    let pause = wish.min(flight.webhook.retry.max_delay);
+                    lane.paused_until = lane.paused_until.max(now + pause);
+                }
+                let policy = match &lane.config {
+                    Config::Known(webhook, _) => webhook.retry,
+                    Config::Unknown | Config::Unreadable | Config::Gone(_) => flight.webhook.retry,
+                };
+                self.tally.failed(reason);
+                let mut delivery = delivery;
+                delivery.state.attempts = delivery.state.attempts.saturating_add(1);
+                delivery.state.status = status;
+                reason.as_str().clone_into(&mut delivery.state.reason);
+                let accepted = delivery.event.accept_time;
+                let next = policy.next(delivery.state.attempts, accepted, now, retry_after, fraction);
+                self.after_failure(at, delivery, next, now, effects);
+            }
+            Outcome::NotMade { .. } => {
+                lane.paused_until = lane.paused_until.max(now + NOT_MADE_PAUSE);
+                lane.put_back(delivery);
+                self.tally.not_made += 1;
+                self.enforce(at, now, effects);
+            }
+        }
+        self.settle(at, now, effects);
+    }
+
+    fn after_failure(&mut self, at: usize, mut delivery: Delivery, next: Next, now: Timestamp, effects: &mut Effects) {
+        let over = match self.lane(at).map(|lane| &lane.config) {
+            Some(Config::Gone(_)) => true,
+            Some(Config::Known(webhook, _)) => webhook.uid != delivery.origin.uid,
+            Some(Config::Unknown | Config::Unreadable) | None => false,
+        };
+        if over {
+            return self.abandon(&delivery, effects);
+        }
+        match next {
+            Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= due) => {
+                self.die(delivery, EXPIRED, now, effects);
+            }
+            Next::At(due) => {
+                delivery.state.due = due;
+                self.park(at, delivery, effects);
+            }
+            Next::UsedUp(_) => {
+                let reason = std::mem::take(&mut delivery.state.reason);
+                self.die(delivery, &reason, now, effects);
+            }
+        }
+    }
+
+    /// Puts a delivery that was read where it belongs.
+    fn place(
+        &mut self,
+        at: usize,
+        mut delivery: Delivery,
+        place: Place,
+        now: Timestamp,
+        allowance: usize,
+        effects: &mut Effects,
+    ) {
+        let Some(lane) = self.lane(at) else { return };
+        let fits = match place {
+            Place::Queue(_) => {
+                delivery.state.due = now;
+                lane.admits(now, allowance)
+            }
+            Place::Parked => !lane.is_held(),
+        };
+        if matches!(lane.config, Config::Gone(_)) {
+            self.abandon(&delivery, effects);
+        } else if !fits {
+            self.park(at, delivery, effects);
+        } else if delivery.state.due <= now {
+            lane.push_ready(delivery);
+        } else if let Some(delivery) = lane.wait(delivery) {
+            self.park(at, delivery, effects);
+        }
+    }
+
+    /// Empties a lane whose webhook sends nothing any more.
+    fn enforce(&mut self, at: usize, now: Timestamp, effects: &mut Effects) {
+        let shard = self.shard;
+        let Some(lane) = self.lane(at) else { return };
+        if !lane.is_held() {
+            return;
+        }
+        let gone = matches!(lane.config, Config::Gone(_));
+        let in_memory = lane.drain();
+        let parked = if gone { lane.drain_parked(shard) } else { Vec::new() };
+        for mut delivery in in_memory {
+            if gone {
+                self.abandon(&delivery, effects);
+            } else {
+                delivery.state.due = delivery.state.due.max(now);
+                self.park(at, delivery, effects);
+            }
+        }
+        for parked in parked {
+            self.tally.dropped += u64::from(parked.count);
+            effects.records.push(Record::Discard(key::parked_segment(&parked)));
+        }
+    }
+
+    fn park(&mut self, at: usize, delivery: Delivery, effects: &mut Effects) {
+        if let Some(lane) = self.lane(at) {
+            lane.moving += 1;
+        }
+        self.tally.parked += 1;
+        self.moved(Destination::Parked, delivery, effects);
+    }
+
+    fn die(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
+        reason.clone_into(&mut delivery.state.reason);
+        delivery.state.due = now;
+        self.tally.dead += 1;
+        self.moved(Destination::Dead, delivery, effects);
+    }
+
+    fn moved(&mut self, to: Destination, delivery: Delivery, effects: &mut Effects) {
+        self.close(delivery.source);
+        effects.records.push(Record::Moved(Box::new(Moved { to, delivery })));
+    }
+
+    /// Its webhook was deleted.
+    fn abandon(&mut self, delivery: &Delivery, effects: &mut Effects) {
+        self.tally.dropped += 1;
+        self.over(delivery, effects);
+    }
+
+    fn over(&mut self, delivery: &Delivery, effects: &mut Effects) {
+        self.close(delivery.source);
+        effects.freed += delivery.bytes;
+        effects.records.push(Record::Over {
+            source: delivery.source,
+            index: delivery.index,
+        });
+    }
+
+    fn close(&mut self, source: SourceId) {
+        if let Some(left) = self.open.get_mut(&source) {
+            *left -= 1;
+            if *left == 0 {
+                self.open.remove(&source);
+            }
+        }
+    }
+
+    fn lane(&mut self, at: usize) -> Option<&mut Lane> {
+        self.lanes.get_mut(at)?.as_mut()
+    }
+
+    fn lane_of(&mut self, account: &AccountId, webhook: &WebhookId) -> usize {
+        let name = (account.clone(), webhook.clone());
+        if let Some(at) = self.by_webhook.get(&name) {
+            return *at;
+        }
+        let lane = Some(Lane::new(account.clone(), webhook.clone()));
+        let at = self.vacant_lanes.pop().unwrap_or(self.lanes.len());
+        match self.lanes.get_mut(at) {
+            Some(slot) => *slot = lane,
+            None => self.lanes.push(lane),
+        }
+        self.by_webhook.insert(name, at);
+        at
+    }
+
+    /// Draws the consequences after anything changed in a lane.
+    fn settle(&mut self, at: usize, now: Timestamp, effects: &mut Effects) {
+        let shard = self.shard;
+        let Some(lane) = self.lanes.get_mut(at).and_then(Option::as_mut) else {
+            return;
+        };
+        lane.promote(now);
+        let segments = lane.next_load(shard, now);
+        if !segments.is_empty() {
+            effects.loads.push(Load { segments });
+        }
+        if !lane.queued && lane.can_start(now) {
+            lane.queued = true;
+            self.runnable.push_back(at);
+        }
+        let alarm = lane.next_alarm(now);
+        if alarm != lane.alarm {
+            if let Some(old) = lane.alarm {
+                self.alarms.remove(&(old, at));
+            }
+            if let Some(new) = alarm {
+                self.alarms.insert((new, at));
+            }
+            lane.alarm = alarm;
+        }
+        if lane.is_idle() {
+            let name = (lane.account.clone(), lane.webhook.clone());
+            self.by_webhook.remove(&name);
+            if let Some(slot) = self.lanes.get_mut(at) {
+                *slot = None;
+            }
+            self.vacant_lanes.push(at);
+        }
+    }
+}

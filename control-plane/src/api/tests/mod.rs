@@ -27,6 +27,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::*;
+use crate::catalog::dedupe::DedupeLease;
 
 /// A server over a store in memory, and clients of it.
 struct Server {
@@ -47,23 +48,29 @@ async fn serve() -> Server {
     let entropy: SharedEntropy = Arc::new(SystemEntropy::seeded(1));
     let waited: Arc<Mutex<Vec<Revision>>> = Arc::default();
     let waits = Arc::clone(&waited);
-    let deps = Deps::new(Parts {
-        store: Arc::new(store.clone()),
-        clock: Arc::new(SystemClock),
+    let cell = Cell {
+        uid: Uid::new("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8c").unwrap(),
+        shard_count: NonZeroU16::new(64).unwrap(),
+    };
+    let shared: SharedStore = Arc::new(store.clone());
+    let clock: SharedClock = Arc::new(SystemClock);
+    let dedupe = Arc::new(DedupeLease::new(Arc::clone(&shared)));
+    let edit = Edit::new(Arc::clone(&shared), Arc::clone(&clock), Arc::clone(&entropy), dedupe);
+    let deps = Deps {
+        store: shared,
+        clock,
         keyring: Arc::new(Keyring::parse(&Keyring::generate(&*entropy)).unwrap()),
         entropy,
-        dedupe: Arc::new(DedupeLease::new(Arc::new(store.clone()))),
-        cell: Cell {
-            uid: Uid::new("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8c").unwrap(),
-            shard_count: NonZeroU16::new(64).unwrap(),
-        },
+        edit: Arc::new(edit),
+        page_key: page::PageKey::of_cell(&cell.uid),
+        cell,
         control_plane: ControlPlaneId::new("cp-1").unwrap(),
         urls: Arc::new(|text| url_rules::canonical_url(text, |_| false)),
         catch_up: Arc::new(move |revision| {
             waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))
         }),
-    });
+    };
     let api = routes(deps).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

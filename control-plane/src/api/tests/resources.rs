@@ -445,3 +445,47 @@ async fn accounts_and_event_types_check_their_fields() {
     assert_eq!(mistakes(&status), expected);
     assert_eq!(server.revision().await, before);
 }
+
+#[tokio::test]
+async fn a_page_of_large_resources_ends_before_it_is_too_large_for_a_client() {
+    let mut server = serve().await;
+    let zero = prost_types::Value {
+        kind: Some(prost_types::value::Kind::NumberValue(0.0)),
+    };
+    let zeros = prost_types::Value {
+        kind: Some(prost_types::value::Kind::ListValue(prost_types::ListValue {
+            values: vec![zero; 32_000],
+        })),
+    };
+    let large = Some(prost_types::Struct {
+        fields: [("x".to_owned(), zeros)].into(),
+    });
+    for number in 0..10 {
+        let request = v1::CreateEventTypeRequest {
+            event_type_id: format!("E{number}"),
+            event_type: Some(v1::EventType {
+                schema: large.clone(),
+                example: large.clone(),
+                ..v1::EventType::default()
+            }),
+            ..v1::CreateEventTypeRequest::default()
+        };
+        server.event_types.create_event_type(request).await.unwrap();
+    }
+    let mut names = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListEventTypesRequest {
+            page_size: 1000,
+            page_token,
+        };
+        let page = server.event_types.list_event_types(request).await.unwrap().into_inner();
+        names.extend(page.event_types.into_iter().map(|event_type| event_type.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let expected: Vec<String> = (0..10).map(|number| format!("eventTypes/E{number}")).collect();
+    assert_eq!(names, expected);
+}

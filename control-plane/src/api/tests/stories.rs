@@ -112,7 +112,8 @@ async fn a_webhook_is_created_shown_changed_and_deleted() {
     );
     assert_eq!((retry.max_attempts, retry.multiplier), (9, 3.0));
     assert_eq!(retry.initial_delay.unwrap().seconds, 5);
-    assert_eq!(*server.waited.lock().unwrap(), [server.revision().await]);
+    let waited = server.waited.lock().unwrap().clone();
+    assert_eq!(waited, [server.revision().await]);
 
     let get = v1::GetWebhookRequest {
         name: created.name.clone(),

@@ -113,8 +113,10 @@ async fn fields_that_this_release_does_not_know_are_ignored() {
 #[tokio::test]
 async fn a_message_that_is_too_large_is_refused_with_the_limit() {
     let mut server = serve().await;
-    let mut large = v1::CreateWebhookRequest::default();
-    large.parent = "x".repeat(MAX_MESSAGE_BYTES);
+    let large = v1::CreateWebhookRequest {
+        parent: "x".repeat(MAX_MESSAGE_BYTES),
+        ..v1::CreateWebhookRequest::default()
+    };
     let status = server.webhooks.create_webhook(large.clone()).await.unwrap_err();
     assert_eq!(reason(&status), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".into()));
     assert!(status.message().contains(&MAX_MESSAGE_BYTES.to_string()), "{status:?}");

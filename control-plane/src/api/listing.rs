@@ -6,6 +6,10 @@ use postrider_common::store::{Entry, ListRequest, ReadError, Revision, Store};
 use super::page::{PageKey, Position, Scope};
 use super::status::{Error, Violations};
 
+/// Most stored bytes of a page, beyond which it ends early. A struct of the API is up to six times as long as the JSON text that is stored; clients
+/// decode messages of 4 MiB unless they are told otherwise.
+const MAX_PAGE_BYTES: usize = 512 << 10;
+
 /// What is listed.
 pub(crate) struct Listing<'a> {
     /// Which listing it is.
@@ -45,7 +49,16 @@ pub(crate) async fn list(store: &dyn Store, key: &PageKey, listing: Listing<'_>)
         (ReadError::Compacted, Some(_)) => bad_token("EXPIRED", "has expired: begin again without a token"),
         (error, _) => error.into(),
     })?;
-    let last = page.entries.last().filter(|_| page.more);
+    let mut entries = page.entries;
+    let mut bytes = 0;
+    let fitting = entries.iter().take_while(|entry| {
+        bytes += entry.value.len();
+        bytes <= MAX_PAGE_BYTES
+    });
+    let fitting = fitting.count().max(1);
+    let more = page.more || fitting < entries.len();
+    entries.truncate(fitting);
+    let last = entries.last().filter(|_| more);
     let next_token = last.map(|last| {
         key.seal(
             listing.scope,
@@ -57,7 +70,7 @@ pub(crate) async fn list(store: &dyn Store, key: &PageKey, listing: Listing<'_>)
     });
     Ok(Page {
         next_token: next_token.unwrap_or_default(),
-        entries: page.entries,
+        entries,
         revision: page.revision,
     })
 }

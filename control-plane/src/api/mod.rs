@@ -47,7 +47,6 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use url_rules::UrlCheck;
 
-use crate::catalog::dedupe::DedupeLease;
 use crate::catalog::edit::Edit;
 use crate::cell::Cell;
 
@@ -73,7 +72,7 @@ pub(crate) struct Deps {
     pub(crate) keyring: Arc<Keyring>,
     /// Changes the catalog.
     pub(crate) edit: Arc<Edit>,
-    /// Seals page tokens.
+    /// Seals page tokens: [`page::PageKey::of_cell`].
     pub(crate) page_key: page::PageKey,
     /// The cell's facts.
     pub(crate) cell: Cell,
@@ -85,51 +84,7 @@ pub(crate) struct Deps {
     pub(crate) catch_up: CatchUp,
 }
 
-/// What the caller of [`Deps::new`] brings.
-pub(crate) struct Parts {
-    /// The store.
-    pub(crate) store: SharedStore,
-    /// The wall time.
-    pub(crate) clock: SharedClock,
-    /// Chance.
-    pub(crate) entropy: SharedEntropy,
-    /// Seals and opens secrets.
-    pub(crate) keyring: Arc<Keyring>,
-    /// The lease of dedupe keys, shared with the publish writer.
-    pub(crate) dedupe: Arc<DedupeLease>,
-    /// The cell's facts.
-    pub(crate) cell: Cell,
-    /// This replica.
-    pub(crate) control_plane: ControlPlaneId,
-    /// Judges listener URLs.
-    pub(crate) urls: UrlCheck,
-    /// Waits for this replica's catalog.
-    pub(crate) catch_up: CatchUp,
-}
-
 impl Deps {
-    /// Puts together what the services need.
-    pub(crate) fn new(parts: Parts) -> Self {
-        let edit = Edit::new(
-            Arc::clone(&parts.store),
-            Arc::clone(&parts.clock),
-            Arc::clone(&parts.entropy),
-            parts.dedupe,
-        );
-        Self {
-            edit: Arc::new(edit),
-            page_key: page::PageKey::of_cell(&parts.cell.uid),
-            store: parts.store,
-            clock: parts.clock,
-            entropy: parts.entropy,
-            keyring: parts.keyring,
-            cell: parts.cell,
-            control_plane: parts.control_plane,
-            urls: parts.urls,
-            catch_up: parts.catch_up,
-        }
-    }
-
     async fn caught_up(&self, revision: Revision) {
         if revision > Revision::default()
             && tokio::time::timeout(CATCH_UP_FOR, (self.catch_up)(revision))

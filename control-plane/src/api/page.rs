@@ -15,8 +15,7 @@ use super::status::Violations;
 /// Entries of a page when the caller does not say.
 const DEFAULT_SIZE: usize = 100;
 
-/// Most entries of a page: the largest webhooks (about 20 KiB each) still fit a message that clients decode only as far as etcd's own answer
-/// does; larger wishes are lowered to it.
+/// Most entries of a page: larger wishes are lowered to it.
 const MAX_SIZE: usize = 1000;
 
 /// The format of tokens. Tokens of another format are refused, as if they had expired.

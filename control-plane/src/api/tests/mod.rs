@@ -1,1 +1,178 @@
-//! Tests of the API through a real server.
+//! Tests of the API through a real server on a real socket, with the generated clients.
+
+mod inputs;
+mod resources;
+mod stories;
+mod wire;
+
+use std::num::NonZeroU16;
+use std::sync::Mutex;
+
+use postrider_common::entropy::SystemEntropy;
+use postrider_common::id::Uid;
+use postrider_common::key::Key;
+use postrider_common::store::Store as _;
+use postrider_common::store::memory::MemoryStore;
+use postrider_common::task::Group;
+use postrider_common::time::SystemClock;
+use postrider_proto::v1::account_service_client::AccountServiceClient;
+use postrider_proto::v1::cluster_service_client::ClusterServiceClient;
+use postrider_proto::v1::event_type_service_client::EventTypeServiceClient;
+use postrider_proto::v1::webhook_service_client::WebhookServiceClient;
+use postrider_proto::v1::{self, auth};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::*;
+use crate::catalog::dedupe::DedupeLease;
+
+/// A server over a store in memory, and clients of it.
+struct Server {
+    store: MemoryStore,
+    channel: Channel,
+    webhooks: WebhookServiceClient<Channel>,
+    event_types: EventTypeServiceClient<Channel>,
+    accounts: AccountServiceClient<Channel>,
+    cluster: ClusterServiceClient<Channel>,
+    /// The revisions that the catalog was waited for.
+    waited: Arc<Mutex<Vec<Revision>>>,
+    /// Stops the server when it is dropped.
+    _group: Group,
+}
+
+async fn serve() -> Server {
+    let store = MemoryStore::default();
+    let entropy: SharedEntropy = Arc::new(SystemEntropy::seeded(1));
+    let waited: Arc<Mutex<Vec<Revision>>> = Arc::default();
+    let waits = Arc::clone(&waited);
+    let cell = Cell {
+        uid: Uid::new("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8c").unwrap(),
+        shard_count: NonZeroU16::new(64).unwrap(),
+    };
+    let shared: SharedStore = Arc::new(store.clone());
+    let clock: SharedClock = Arc::new(SystemClock);
+    let dedupe = Arc::new(DedupeLease::new(Arc::clone(&shared)));
+    let edit = Edit::new(Arc::clone(&shared), Arc::clone(&clock), Arc::clone(&entropy), dedupe);
+    let deps = Deps {
+        store: shared,
+        clock,
+        keyring: Arc::new(Keyring::parse(&Keyring::generate(&*entropy)).unwrap()),
+        entropy,
+        edit: Arc::new(edit),
+        page_key: page::PageKey::of_cell(&cell.uid),
+        cell,
+        control_plane: ControlPlaneId::new("cp-1").unwrap(),
+        urls: Arc::new(|text| url_rules::canonical_url(text, |_| false)),
+        catch_up: Arc::new(move |revision| {
+            waits.lock().unwrap().push(revision);
+            Box::pin(std::future::ready(()))
+        }),
+    };
+    let api = routes(deps).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let group = Group::default();
+    group.spawn("server", async move {
+        server::server_builder()
+            .add_routes(api.routes)
+            .serve_with_incoming(TcpListenerStream::new(listener))
+            .await
+            .unwrap();
+    });
+    let channel = Channel::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    Server {
+        store,
+        webhooks: WebhookServiceClient::new(channel.clone()),
+        event_types: EventTypeServiceClient::new(channel.clone()),
+        accounts: AccountServiceClient::new(channel.clone()),
+        cluster: ClusterServiceClient::new(channel.clone()),
+        channel,
+        waited,
+        _group: group,
+    }
+}
+
+impl Server {
+    /// Grows with everything that is stored.
+    async fn revision(&self) -> Revision {
+        self.store.get(&Key::from_stored("x")).await.unwrap().1
+    }
+
+    async fn create(&mut self, id: &str, webhook: v1::Webhook) -> v1::Webhook {
+        let request = v1::CreateWebhookRequest {
+            webhook_id: id.into(),
+            webhook: Some(webhook),
+            ..create_request()
+        };
+        self.webhooks.create_webhook(request).await.unwrap().into_inner()
+    }
+}
+
+/// A webhook without mistakes.
+fn valid() -> v1::Webhook {
+    v1::Webhook {
+        target_url: "https://example.com/hook".into(),
+        event_types: vec!["COURSE_*".into()],
+        ..v1::Webhook::default()
+    }
+}
+
+fn create_request() -> v1::CreateWebhookRequest {
+    v1::CreateWebhookRequest {
+        parent: "accounts/1010".into(),
+        webhook: Some(valid()),
+        ..v1::CreateWebhookRequest::default()
+    }
+}
+
+fn basic(username: &str, password: &str) -> Option<v1::Auth> {
+    Some(v1::Auth {
+        method: Some(auth::Method::Basic(v1::BasicAuth {
+            username: username.into(),
+            password: password.into(),
+        })),
+    })
+}
+
+fn signature(secret: &str) -> Option<v1::Auth> {
+    Some(v1::Auth {
+        method: Some(auth::Method::Signature(v1::SignatureAuth {
+            secret: secret.into(),
+            secret_ids: Vec::new(),
+        })),
+    })
+}
+
+/// Field and reason of every mistake that a status names. Checks that it also names its reason as a whole.
+fn mistakes(status: &Status) -> Vec<(String, String)> {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let details = status.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "INVALID_REQUEST");
+    assert_eq!(details.error_info().unwrap().domain, "postrider");
+    let violations = &details.bad_request().unwrap().field_violations;
+    let each = violations.iter().map(|violation| {
+        let (reason, why) = violation.description.split_once(": ").unwrap();
+        assert!(!why.is_empty());
+        (violation.field.clone(), reason.to_owned())
+    });
+    each.collect()
+}
+
+/// The stable reason of a status.
+fn reason(status: &Status) -> (Code, String) {
+    let details = status.get_error_details();
+    (status.code(), details.error_info().unwrap().reason.clone())
+}
+
+fn mask(paths: &[&str]) -> Option<prost_types::FieldMask> {
+    Some(prost_types::FieldMask {
+        paths: paths.iter().map(ToString::to_string).collect(),
+    })
+}

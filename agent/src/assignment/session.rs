@@ -28,6 +28,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How long abandoned workers may take to stop. They have been told by then, and their epoch keeps them from writing.
 const ABANDON_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How long the view may take to show a write. Nothing depends on it but needless attempts.
+const VIEW_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How a session ended.
 pub(super) enum End {
     /// All shards were released and the agent has left.
@@ -85,13 +88,12 @@ impl Session {
     /// Runs until the lease is lost, or `stop` is cancelled and everything has been released.
     pub(super) async fn run(mut self, mut view: watch::Receiver<View>, stop: &CancellationToken) -> End {
         let lost = self.presence.held().lost().clone();
+        let nothing = View::nothing();
         let mut stopping = false;
         loop {
-            let mut seen = view.borrow_and_update().clone();
-            if stopping {
-                seen.assigned.clear();
-            }
-            self.act(&seen);
+            let seen = view.borrow_and_update().clone();
+            // Whatever else is on the lease goes with it.
+            self.act(if stopping { &nothing } else { &seen });
             if stopping && self.mine.is_empty() {
                 self.tasks.shutdown().await;
                 self.presence.leave().await;
@@ -253,7 +255,7 @@ async fn create_key(
         Ok((Some(entry), _)) if entry.lease == Some(lease) => return Some(entry.create_revision),
         Ok((Some(entry), _)) => {
             tracing::debug!(%shard, "another agent has the shard");
-            owners.reached(entry.mod_revision).await;
+            seen(owners, entry.mod_revision).await;
         }
         Ok((None, _)) => {
             tracing::debug!(%shard, error = %unsettled, "shard not taken");
@@ -267,6 +269,13 @@ async fn create_key(
     None
 }
 
+/// Waits until the view shows a write of an owner key.
+async fn seen(owners: &mirror::Handle, revision: Revision) {
+    if timeout(VIEW_DEADLINE, owners.reached(revision)).await.is_err() {
+        tracing::debug!(%revision, "the view of the owners is late");
+    }
+}
+
 /// Deletes the owner key of that epoch; returns when it is certain that it is gone, and known to the view.
 async fn delete_key(store: &SharedStore, owners: &mirror::Handle, shard: ShardId, epoch: Revision) {
     loop {
@@ -277,8 +286,7 @@ async fn delete_key(store: &SharedStore, owners: &mirror::Handle, shard: ShardId
         };
         match store.write(write).await {
             Ok(revision) => {
-                owners.reached(revision).await;
-                return;
+                return seen(owners, revision).await;
             }
             // It was gone before; at which revision is not known, so the view may be behind for a moment.
             Err(WriteError::Conflict) => return sleep(RETRY_PAUSE).await,

@@ -273,6 +273,18 @@ async fn an_agent_that_stops_releases_everything_and_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_whose_watches_are_silent_can_still_stop() {
+    let cell = Cell::default();
+    let a = Agent::start(&cell, "a");
+    cell.assign(&shards(4, |_| "a")).await;
+    cell.recorder.wait_for(&shards(4, |_| "a")).await;
+    a.link.mute(key::owners());
+    a.stop().await;
+    assert_eq!(cell.owners().await, BTreeMap::new());
+    cell.check().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_stops_says_first_that_it_drains() {
     let cell = Cell::default();
     let a = Agent::start(&cell, "a");
@@ -366,6 +378,59 @@ async fn a_shard_whose_worker_was_fenced_is_taken_anew_in_a_later_epoch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_sees_the_owners_late_takes_nothing_from_another() {
+    let cell = Cell::default();
+    let _a = Agent::start(&cell, "a");
+    let b = Agent::start(&cell, "b");
+    sleep(GRACE).await;
+    b.link.mute(key::owners());
+    cell.assign(&shards(8, |_| "a")).await;
+    cell.recorder.wait_for(&shards(8, |_| "a")).await;
+    // Agent b believes that they are free, and tries at once.
+    cell.assign(&shards(8, |_| "b")).await;
+    sleep(GRACE / 2).await;
+    assert_eq!(cell.recorder.active(), shards(8, |_| "a"));
+    b.link.unmute();
+    cell.recorder.wait_for(&shards(8, |_| "b")).await;
+    cell.check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_key_that_nobody_works_under_is_cleared_or_worked_under() {
+    let cell = Cell::default();
+    let _a = Agent::start(&cell, "a");
+    sleep(GRACE).await;
+    let (entry, _) = cell.store.get(&key::agent(&AgentId::new("a").unwrap())).await.unwrap();
+    let lease = entry.unwrap().lease.unwrap();
+    // As written by a take whose outcome was unknown, and that was applied late.
+    let late = |shard| Op::put_leased(key::owner(ShardId(shard)), "", lease);
+    cell.store
+        .write(Write {
+            guards: Vec::new(),
+            ops: vec![late(0)],
+        })
+        .await
+        .unwrap();
+    sleep(GRACE).await;
+    assert!(!cell.exists(&key::owner(ShardId(0))).await);
+    let assigned = Op::put(
+        key::assignment(ShardId(1)),
+        stored::encode(&pb::Assignment { agent: "a".to_owned() }),
+    );
+    let write = Write {
+        guards: Vec::new(),
+        ops: vec![assigned, late(1)],
+    };
+    let epoch = cell.store.write(write).await.unwrap();
+    cell.recorder.wait_for(&BTreeMap::from([(1, "a".to_owned())])).await;
+    assert_eq!(
+        cell.recorder.0.borrow().last_epochs,
+        BTreeMap::from([(ShardId(1), epoch)])
+    );
+    cell.check().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_restarted_under_its_name_waits_for_its_last_life_to_run_out() {
     let cell = Cell::default();
     cell.assign(&shards(4, |_| "a")).await;
@@ -401,6 +466,8 @@ enum Step {
     Cut(usize),
     Join(usize),
     EndWatches(usize),
+    Mute(usize),
+    Unmute(usize),
     Crash(usize),
     Stop(usize),
     Fence(u16),
@@ -415,6 +482,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => agent().prop_map(Step::Cut),
         1 => agent().prop_map(Step::Join),
         1 => agent().prop_map(Step::EndWatches),
+        1 => agent().prop_map(Step::Mute),
+        1 => agent().prop_map(Step::Unmute),
         1 => agent().prop_map(Step::Crash),
         1 => agent().prop_map(Step::Stop),
         1 => (0_u16..6).prop_map(Step::Fence),
@@ -433,12 +502,15 @@ async fn take_step(cell: &Cell, agents: &mut [Agent], step: Step) {
         Step::Cut(agent) => agents[agent].link.cut(),
         Step::Join(agent) => agents[agent].link.join(),
         Step::EndWatches(agent) => agents[agent].link.end_watches_after(1),
+        Step::Mute(agent) => agents[agent].link.mute(key::owners()),
+        Step::Unmute(agent) => agents[agent].link.unmute(),
         Step::Crash(agent) => {
             let again = Agent::start(cell, AGENTS[agent]);
             std::mem::replace(&mut agents[agent], again).crash().await;
         }
         Step::Stop(agent) => {
             agents[agent].link.join();
+            agents[agent].link.unmute();
             agents[agent].stop.cancel();
             agents[agent].end().await.unwrap();
             agents[agent] = Agent::start(cell, AGENTS[agent]);
@@ -478,6 +550,7 @@ proptest! {
             }
             for agent in &agents {
                 agent.link.join();
+                agent.link.unmute();
             }
             cell.store.heal();
             cell.recorder.wait_for(&wanted).await;

@@ -29,6 +29,14 @@ pub(super) struct View {
 }
 
 impl View {
+    /// Nothing is assigned, and nothing owned.
+    pub(super) fn nothing() -> Self {
+        Self {
+            assigned: BTreeSet::new(),
+            owners: Some(BTreeMap::new()),
+        }
+    }
+
     /// Applies what happened below `assignments/`, as far as it concerns the agent `me`.
     pub(super) fn apply_assignments(&mut self, update: Update, me: &AgentId) {
         if matches!(update, Update::Reset(..)) {

@@ -21,9 +21,10 @@ pub struct Link {
     state: Arc<watch::Sender<State>>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     cut: bool,
+    mute: Option<Key>,
     watch_items: Option<usize>,
 }
 
@@ -44,6 +45,17 @@ impl Link {
     /// Everything that hangs goes on.
     pub fn join(&self) {
         self.state.send_modify(|state| state.cut = false);
+    }
+
+    /// From now on watches of this prefix are silent, without any error, while calls go through: what they show is late until
+    /// [`Link::unmute`].
+    pub fn mute(&self, prefix: Key) {
+        self.state.send_modify(|state| state.mute = Some(prefix));
+    }
+
+    /// All watches go on.
+    pub fn unmute(&self) {
+        self.state.send_modify(|state| state.mute = None);
     }
 
     /// Watches opened from now on end after this many items.
@@ -87,11 +99,14 @@ impl Store for Link {
     async fn watch(&self, prefix: &Key, from: Revision) -> Result<Watch, WatchError> {
         self.joined().await;
         let watch = self.store.watch(prefix, from).await?;
-        let link = self.clone();
+        let (link, prefix) = (self.clone(), prefix.clone());
         let through = watch.then(move |item| {
-            let link = link.clone();
+            let (link, prefix) = (link.clone(), prefix.clone());
             async move {
-                link.joined().await;
+                let mut state = link.state.subscribe();
+                let _ = state
+                    .wait_for(|state| !state.cut && state.mute.as_ref() != Some(&prefix))
+                    .await;
                 item
             }
         });

@@ -63,6 +63,7 @@ struct Leader {
 async fn lead(store: &MemoryStore) -> Leader {
     let group = task::Group::default();
     let held = lease::keep(&group, Arc::new(store.clone()), SETTLED).await.unwrap();
+    write(store, Op::delete(key::leader())).await;
     let revision = write(store, Op::put_leased(key::leader(), "", held.id())).await;
     let term = Term { revision, held };
     let ended = CancellationToken::new();
@@ -118,12 +119,13 @@ async fn an_agent_that_is_back_at_once_keeps_its_shards() {
     leader.group.shut_down(SETTLED).await;
     leave(&store, "a").await;
     leave(&store, "b").await;
-    let _leader = lead(&store).await;
+    let leader = lead(&store).await;
     join(&store, "b", false).await;
     sleep(FIRST_QUIET / 2).await;
     join(&store, "a", false).await;
     sleep(SETTLED).await;
     assert_eq!(list_all(&store, &key::assignments(), false).await.unwrap().0, before);
+    assert!(!leader.ended.is_cancelled());
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,9 +30,6 @@ const MAX_ORDERING_KEY: usize = 128;
 /// Most characters of `event_info`.
 const MAX_EVENT_INFO: usize = 256;
 
-/// Most mistakes that are named one by one. The status travels in HTTP/2 headers, of which common clients take 8 or 16 KiB.
-const MAX_MISTAKES: usize = 24;
-
 /// What a caller asks to have accepted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
@@ -65,14 +62,13 @@ pub(crate) type Fingerprint = [u8; 32];
 /// Checks `request`. `now` becomes the moment of acceptance.
 ///
 /// # Errors
-/// Every mistake; beyond [`MAX_MISTAKES`] only how many there are.
+/// Every mistake.
 pub(crate) fn admit(request: Request, now: Timestamp, entropy: &dyn Entropy) -> Result<Admitted, Violations> {
     let mut check = Check {
         now,
         entropy,
         traceparent: request.traceparent,
         violations: Violations::default(),
-        mistakes: 0,
         bodies: 0,
         name: None,
     };
@@ -99,13 +95,13 @@ pub(crate) fn admit(request: Request, now: Timestamp, entropy: &dyn Entropy) -> 
         check.mistake("events", "TOO_LARGE", description);
     }
     match account {
-        Some(account) if check.mistakes == 0 => Ok(Admitted {
+        Some(account) if check.violations.is_empty() => Ok(Admitted {
             account,
             events,
             request_id: request_id.zip(fingerprint),
             accept_time: now,
         }),
-        _ => Err(check.into_violations()),
+        _ => Err(check.violations),
     }
 }
 
@@ -146,7 +142,6 @@ struct Check<'a> {
     entropy: &'a dyn Entropy,
     traceparent: Option<Arc<str>>,
     violations: Violations,
-    mistakes: usize,
     /// Bytes of bodies so far.
     bodies: usize,
     /// The event name before: requests mostly repeat one, and its text is shared.
@@ -155,18 +150,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn mistake(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
-        self.mistakes += 1;
-        if self.mistakes <= MAX_MISTAKES {
-            self.violations.add(field, reason, description);
-        }
-    }
-
-    fn into_violations(mut self) -> Violations {
-        if let Some(more) = self.mistakes.checked_sub(MAX_MISTAKES).filter(|more| *more > 0) {
-            let description = format!("{more} more mistakes are not named");
-            self.violations.add("events", "MORE_MISTAKES", description);
-        }
-        self.violations
+        self.violations.add(field, reason, description);
     }
 
     fn parent(&mut self, parent: &str) -> Option<AccountId> {
@@ -180,13 +164,13 @@ impl Check<'_> {
             Some(Err(error)) => {
                 self.mistake(
                     "parent",
-                    "INVALID_FORMAT",
+                    "MALFORMED",
                     format!("{{account}} of accounts/{{account}} {error}"),
                 );
                 None
             }
             None => {
-                self.mistake("parent", "INVALID_FORMAT", "must be accounts/{account}");
+                self.mistake("parent", "MALFORMED", "must be accounts/{account}");
                 None
             }
         }
@@ -199,7 +183,7 @@ impl Check<'_> {
         match RequestId::new(text) {
             Ok(id) => Some(id),
             Err(error) => {
-                self.mistake("request_id", "INVALID_FORMAT", error.rule);
+                self.mistake("request_id", "MALFORMED", error.rule);
                 None
             }
         }
@@ -241,7 +225,7 @@ impl Check<'_> {
         match id {
             Ok(id) => Some(id),
             Err(error) => {
-                self.mistake(format!("events[{index}].event_id"), "INVALID_FORMAT", error.rule);
+                self.mistake(format!("events[{index}].event_id"), "MALFORMED", error.rule);
                 None
             }
         }
@@ -257,7 +241,7 @@ impl Check<'_> {
                 Some(name)
             }
             Err(error) => {
-                let reason = if text.is_empty() { "REQUIRED" } else { "INVALID_FORMAT" };
+                let reason = if text.is_empty() { "REQUIRED" } else { "MALFORMED" };
                 self.mistake(format!("events[{index}].event_name"), reason, error.rule);
                 None
             }
@@ -292,7 +276,7 @@ impl Check<'_> {
     fn ordering_key(&mut self, index: usize, text: &str) -> Option<Option<Arc<str>>> {
         if text.len() > MAX_ORDERING_KEY || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             let description = format!("must be at most {MAX_ORDERING_KEY} visible ASCII characters");
-            self.mistake(format!("events[{index}].ordering_key"), "INVALID_FORMAT", description);
+            self.mistake(format!("events[{index}].ordering_key"), "MALFORMED", description);
             return None;
         }
         Some((!text.is_empty()).then(|| text.into()))
@@ -302,7 +286,7 @@ impl Check<'_> {
         // Counting characters only where bytes do not settle it.
         if text.len() > MAX_EVENT_INFO && text.chars().count() > MAX_EVENT_INFO {
             let description = format!("must be at most {MAX_EVENT_INFO} characters");
-            self.mistake(format!("events[{index}].event_info"), "TOO_LARGE", description);
+            self.mistake(format!("events[{index}].event_info"), "TOO_LONG", description);
             return None;
         }
         Some((!text.is_empty()).then(|| text.into()))

@@ -11,7 +11,7 @@ use postrider_common::entropy::SharedEntropy;
 use postrider_common::id::ControlPlaneId;
 use postrider_common::key;
 use postrider_common::store::once::Lane;
-use postrider_common::store::{NotApplied, SharedStore, WriteError};
+use postrider_common::store::{LeaseId, NotApplied, SharedStore, WriteError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,10 @@ pub(super) const LANES: usize = 2;
 
 /// How long a transaction may take in all: a leader change of etcd takes a second or two, and callers wait.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often a batch is sent again after a conflict, each time without the requests whose answers were found, or after its lease was lost. Each
+/// control plane with the same requests can cause one.
+const MAX_TRIES: usize = 16;
 
 /// What publishing has done since the start.
 #[derive(Debug, Default)]
@@ -99,73 +103,64 @@ impl Writer {
     /// Brings `batch` to an end: every request of it is answered. Says how well it packed.
     async fn commit(&self, named: &mut Named, mut batch: Vec<Submission>) -> Option<(usize, usize)> {
         let deadline = Instant::now() + COMMIT_DEADLINE;
-        loop {
-            let lease = match self.lease.current().await {
-                Ok(lease) => lease,
-                Err(error) => {
-                    self.fail(batch, &error.into());
-                    return None;
-                }
+        for _ in 0..MAX_TRIES {
+            let (sealed, lease) = match self.seal(named, &batch).await {
+                Ok(sealed) => sealed,
+                Err(error) => return self.fail(batch, &error),
             };
-            let works = batch.iter().map(|submission| &submission.work);
-            let sealed = batch::seal(works, &named.name, named.lane.next_sequence(), lease);
-            if !sealed.fits() {
-                self.fail(batch, &too_large(&sealed));
-                return None;
-            }
-            let error = match named.lane.commit(&sealed.write, Some(lease), deadline).await {
+            match named.lane.commit(&sealed.write, Some(lease), deadline).await {
                 Ok(_) => {
                     self.succeed(batch, &sealed);
                     return Some((sealed.unpacked, sealed.packed));
                 }
                 Err(WriteError::Conflict) => {
                     let before = batch.len();
-                    batch = match self.answer_repeated(batch).await {
-                        Some(rest) if rest.is_empty() => return None,
-                        Some(rest) => rest,
-                        None => return None,
-                    };
+                    batch = self.answer_repeated(batch).await;
+                    if batch.is_empty() {
+                        return None;
+                    }
                     if batch.len() == before {
                         // It was the lane's own mark: its lease ran out while the lane was idle, or somebody removed it.
                         *named = self.begin();
                     }
-                    WriteError::Conflict
                 }
-                Err(error @ WriteError::NotApplied(NotApplied::LeaseGone)) => {
-                    self.lease.invalidate();
-                    error
-                }
-                Err(error @ WriteError::Unknown(_)) => {
-                    Counters::count(&self.counters.unknown, 1);
-                    *named = self.begin();
-                    self.fail(batch, &error.into());
-                    return None;
-                }
+                Err(WriteError::NotApplied(NotApplied::LeaseGone)) => self.lease.invalidate(),
                 Err(error) => {
-                    self.fail(batch, &error.into());
-                    return None;
+                    if matches!(error, WriteError::Unknown(_)) {
+                        Counters::count(&self.counters.unknown, 1);
+                        *named = self.begin();
+                    }
+                    return self.fail(batch, &error.into());
                 }
-            };
-            if Instant::now() >= deadline {
-                self.fail(batch, &error.into());
-                return None;
             }
+        }
+        self.fail(batch, &Error::Contended)
+    }
+
+    async fn seal(&self, named: &Named, batch: &[Submission]) -> Result<(Sealed, LeaseId), Error> {
+        let lease = self.lease.current().await?;
+        let works = batch.iter().map(|submission| &submission.work);
+        let sealed = batch::seal(works, &named.name, named.lane.next_sequence(), lease);
+        if sealed.fits() {
+            Ok((sealed, lease))
+        } else {
+            Err(too_large(&sealed))
         }
     }
 
-    /// After a conflict, of which nothing was applied: answers the requests whose answer is stored already, and gives back the rest. `None` if that
-    /// could not be read; then all are answered.
-    async fn answer_repeated(&self, batch: Vec<Submission>) -> Option<Vec<Submission>> {
+    /// After a conflict, of which nothing was applied: answers the requests whose answer is stored already, and gives back the rest. All
+    /// are answered if that could not be read.
+    async fn answer_repeated(&self, batch: Vec<Submission>) -> Vec<Submission> {
         let dedupes = batch.iter().filter_map(|submission| submission.work.dedupe.as_ref());
         let keys: Vec<_> = dedupes.map(|dedupe| dedupe.key.clone()).collect();
         if keys.is_empty() {
-            return Some(batch);
+            return batch;
         }
         let mut entries = match self.store.get_all(&keys).await {
             Ok((entries, _)) => entries.into_iter(),
             Err(error) => {
-                self.fail(batch, &error.into());
-                return None;
+                self.fail::<()>(batch, &error.into());
+                return Vec::new();
             }
         };
         let mut rest = Vec::with_capacity(batch.len());
@@ -187,7 +182,7 @@ impl Writer {
             }
         }
         self.queue.settle(answered.into_iter());
-        Some(rest)
+        rest
     }
 
     fn succeed(&self, batch: Vec<Submission>, sealed: &Sealed) {
@@ -206,9 +201,11 @@ impl Writer {
         self.queue.settle(stored);
     }
 
-    fn fail(&self, batch: Vec<Submission>, error: &Error) {
-        self.queue
-            .settle(batch.into_iter().map(|submission| (submission, Err(error.clone()))));
+    /// Answers all of `batch` with `error`. There is nothing to say about how it packed.
+    fn fail<T>(&self, batch: Vec<Submission>, error: &Error) -> Option<T> {
+        let failed = batch.into_iter().map(|submission| (submission, Err(error.clone())));
+        self.queue.settle(failed);
+        None
     }
 }
 

@@ -238,4 +238,4 @@ impl Pending {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

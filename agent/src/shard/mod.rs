@@ -65,3 +65,6 @@ pub trait Running: Send + 'static {
     /// Cancelled by the worker when it finds that its tenure is over (a write was refused because of the epoch).
     fn fenced(&self) -> CancellationToken;
 }
+
+#[cfg(test)]
+mod tests;

@@ -393,7 +393,7 @@ impl Writer {
                 }
             }
         };
-        if self.shared.stalled.load(Ordering::SeqCst) && !matches!(committed, Committed::Full) {
+        if self.shared.stalled.load(Ordering::SeqCst) {
             self.shared.set_stalled(false);
         }
         match &committed {
@@ -466,15 +466,11 @@ impl Writer {
         if !std::mem::replace(&mut self.full, true) {
             tracing::error!("the store is full: progress cannot be written");
         }
-        self.shared.set_stalled(true);
+        // Attempts go on, up to the limit of what is unwritten: more may become deletable.
         let draft = batch::draft_deletions(self.books(lease.id()));
         if let Some(draft) = draft {
             match self.store.write(draft.write.clone()).await {
-                Ok(_) => {
-                    // What is delivered can still be recorded: go on.
-                    self.shared.set_stalled(false);
-                    return self.settle(&draft);
-                }
+                Ok(_) => return self.settle(&draft),
                 Err(WriteError::Conflict) => return self.fence_stale(&draft.write, lease).await,
                 Err(error) => tracing::warn!(%error, "what is finished cannot be deleted"),
             }

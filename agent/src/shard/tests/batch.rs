@@ -1,0 +1,1 @@
+//! Tests of the transactions that the ledger draws up.

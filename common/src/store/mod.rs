@@ -8,6 +8,10 @@
 //! it: [`WriteError::Conflict`] (a guard did not hold: read again, decide again), [`WriteError::NotApplied`] (may be sent again)
 //! or [`WriteError::Unknown`] (read back first). Everything above the trait is the same code for all three.
 
+#[cfg(any(test, feature = "conformance"))]
+#[doc(hidden)]
+pub mod conformance;
+pub mod file;
 pub mod lease;
 pub mod link;
 pub mod memory;

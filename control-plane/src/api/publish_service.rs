@@ -69,7 +69,7 @@ impl PublishService for Service {
         let stopping = publisher.stopping().clone();
         let stopped = {
             let stopping = stopping.clone();
-            // Only a stream that was cut short ends with an error.
+            // So that a stream that was cut short does not look finished. One that was finished just then has all its answers by now.
             stream::once(async move { stopping.is_cancelled().then(|| Err(Status::from(Error::Stopping))) })
         };
         let requests = request.into_inner().take_until(stopping.cancelled_owned());

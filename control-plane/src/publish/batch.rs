@@ -15,7 +15,7 @@ use postrider_common::wire::stored;
 use super::admission::Fingerprint;
 use super::fanout::Part;
 
-/// Bytes that a transaction should come to once packed: measured, etcd takes most bytes a second at this size, and twice the latency at four
+/// Bytes that a transaction should come to once packed: measured, the store takes most bytes a second at this size, and twice the latency at four
 /// times of it.
 pub(crate) const TARGET_BYTES: usize = 256 << 10;
 

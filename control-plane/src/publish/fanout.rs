@@ -211,6 +211,8 @@ pub(super) mod tests {
                 used.sort_unstable();
                 used.dedup();
                 prop_assert_eq!(used.len(), part.events.len());
+                let ids: std::collections::BTreeSet<_> = part.events.iter().map(|event| &event.id).collect();
+                prop_assert_eq!(ids.len(), part.events.len());
                 prop_assert_eq!(fanout.parts.iter().filter(|other| other.shard == part.shard).count(), 1);
             }
         }

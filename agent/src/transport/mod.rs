@@ -23,7 +23,7 @@ pub mod tls;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{Response, Uri};
 use hyper::body::Incoming;
 use postrider_common::egress::{CanonicalUrl, Policy};
@@ -185,8 +185,11 @@ impl Transport {
             status: response.status().as_u16(),
             retry_after: response.headers().get(RETRY_AFTER).cloned(),
         };
+        // Two lengths (RFC 9112, section 6.3): where the body ends is a matter of opinion, and so is where the next answer begins.
+        let ambiguous =
+            response.headers().contains_key(TRANSFER_ENCODING) && response.headers().contains_key(CONTENT_LENGTH);
         // The status is the answer; the rest is read only for the sake of the connection.
-        if body::drain(response.into_body(), deadline).await == body::Drained::Whole {
+        if !ambiguous && body::drain(response.into_body(), deadline).await == body::Drained::Whole {
             self.pool.put(&target.host, channel);
         }
         Ok(answer)

@@ -325,3 +325,15 @@ async fn a_header_that_cannot_be_sent_fails_the_attempt_and_nothing_is_dialled()
     assert_eq!(bench.send(&Arc::new(hook)).await, failed(Reason::Protocol));
     assert_eq!(bench.dialer.dialled(), []);
 }
+
+#[tokio::test]
+async fn an_answer_of_two_lengths_is_heeded_but_its_connection_is_not_used_again() {
+    let group = Group::default();
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    let (address, _requests) = answering(&group, answer).await;
+    let bench = Bench::new();
+    for expected in 1..3 {
+        assert_eq!(bench.send(&to(address)).await, delivered(200));
+        assert_eq!(bench.dialer.dialled().len(), expected);
+    }
+}

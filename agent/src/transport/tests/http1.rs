@@ -322,3 +322,26 @@ async fn requests_beyond_the_limit_wait_for_their_turn_and_then_are_not_made() {
     assert_eq!(second.1.as_secs(), 5);
     assert_eq!(start.elapsed().as_secs(), 15);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_at_once_are_all_delivered_on_few_connections() {
+    const AT_ONCE: usize = 32;
+    const EACH: usize = 50;
+    let group = Group::default();
+    let (address, mut requests) = answering(&group, OK).await;
+    let bench = Bench::new();
+    let hook = to(address);
+    let all = (0..AT_ONCE).map(|_| async {
+        for _ in 0..EACH {
+            assert_eq!(bench.send(&hook).await, delivered(200));
+        }
+    });
+    futures_util::future::join_all(all).await;
+    assert_eq!(requests.len(), AT_ONCE * EACH);
+    assert_eq!(requests.recv().await.unwrap().1.line, "POST /hook?a=b HTTP/1.1");
+    assert!(
+        bench.dialer.dialled().len() <= AT_ONCE,
+        "{}",
+        bench.dialer.dialled().len()
+    );
+}

@@ -181,3 +181,35 @@ fn extra_authorities_must_be_certificates() {
         .is_err()
     );
 }
+
+#[tokio::test]
+async fn a_server_that_demands_a_certificate_of_us_gets_no_request() {
+    let authority = Authority::new();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["a.example.com".to_owned()])
+        .unwrap()
+        .signed_by(&key, &authority.0)
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.0.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let (outcome, came) = outcome_with(TlsAcceptor::from(Arc::new(config)), &authority, "a.example.com").await;
+    // The server's alert comes after our part of the handshake; its reset can overtake it.
+    assert!(
+        [failed(Reason::Tls), failed(Reason::Disconnected)].contains(&outcome),
+        "{outcome:?}"
+    );
+    assert!(!came);
+}

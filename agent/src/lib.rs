@@ -2,6 +2,8 @@
 
 pub mod assignment;
 pub mod attempt;
+pub mod auth;
 pub mod catalog;
 pub mod presence;
 pub mod shard;
+pub mod transport;

@@ -1,5 +1,6 @@
 //! What the control plane and the agent share: the store and what stands on it, the model, time, chance, network and settings.
 
+pub mod egress;
 pub mod entropy;
 pub mod id;
 pub mod key;

@@ -3,6 +3,12 @@
 //! request (headers, body) ▸ auth ▸ transport ▸ verdict. [`Sender`] is the whole of it; everything around decides *when* an attempt is made and what
 //! follows from its [`Outcome`].
 
+mod prepared;
+pub mod request;
+pub mod retry_after;
+pub mod sender;
+pub mod verdict;
+
 use std::sync::Arc;
 use std::time::Duration;
 

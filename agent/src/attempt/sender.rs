@@ -1,0 +1,124 @@
+//! Makes attempts over HTTP: request ▸ auth ▸ transport ▸ verdict.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use postrider_common::egress::Policy;
+use postrider_common::model::webhook::DEFAULT_TIMEOUT;
+use postrider_common::net::{SharedDialer, SharedResolver};
+use postrider_common::secret::Keyring;
+use postrider_common::time::SharedClock;
+use tokio::time::Instant;
+
+use super::prepared::{Cache, Unprepared};
+use super::{Attempt, Outcome, Reason, Sender, request, retry_after, verdict};
+use crate::transport::{Failure, Limits, Transport};
+
+/// What a sender is made of.
+pub struct Deps {
+    /// Dials vetted addresses.
+    pub dialer: SharedDialer,
+    /// Resolves host names, for the guard to judge.
+    pub resolver: SharedResolver,
+    /// What may be dialled.
+    pub policy: Arc<Policy>,
+    /// Opens the webhooks' secrets.
+    pub keyring: Arc<Keyring>,
+    /// Gives attempts their timestamps.
+    pub clock: SharedClock,
+    /// How receivers prove who they are (see [`crate::transport::tls::client_config`]).
+    pub tls: Arc<rustls::ClientConfig>,
+    /// How much may be under way.
+    pub limits: Limits,
+}
+
+/// The [`Sender`] of the real agent.
+pub struct HttpSender {
+    transport: Transport,
+    prepared: Cache,
+    policy: Arc<Policy>,
+    keyring: Arc<Keyring>,
+    clock: SharedClock,
+}
+
+impl HttpSender {
+    /// A sender without connections. Must be called within a tokio runtime: connections live on its own tasks, which end when it is dropped.
+    pub fn new(deps: Deps) -> Self {
+        Self {
+            transport: Transport::new(
+                deps.dialer,
+                deps.resolver,
+                Arc::clone(&deps.policy),
+                deps.tls,
+                deps.limits,
+            ),
+            prepared: Cache::default(),
+            policy: deps.policy,
+            keyring: deps.keyring,
+            clock: deps.clock,
+        }
+    }
+
+    async fn attempt(&self, attempt: Attempt) -> Result<Outcome, Outcome> {
+        let webhook = &attempt.webhook;
+        let prepared = self
+            .prepared
+            .get(webhook, &self.transport, &self.policy, &self.keyring, self.clock.now())
+            .map_err(Outcome::from)?;
+        let _permit = self.transport.admit(&prepared.target).await?;
+
+        // Only now: a request that had to wait for its turn is not older than it says.
+        let now = self.clock.now();
+        let deadline = Instant::now() + webhook.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let body = request::envelope(&webhook.account, &attempt.events);
+        let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
+        let mut headers = prepared.headers.clone();
+        request::add_attempt_headers(&mut headers, &attempt.id, attempt.number, now, traceparent)
+            .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
+        prepared
+            .credentials
+            .apply(&mut headers, &attempt.id, now, &body)
+            .map_err(|error| Outcome::NotMade { why: error.to_string() })?;
+
+        let answer = self.transport.post(&prepared.target, headers, body, deadline).await?;
+        let wait = answer
+            .retry_after
+            .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
+        Ok(verdict::verdict(answer.status, wait))
+    }
+}
+
+#[async_trait]
+impl Sender for HttpSender {
+    async fn send(&self, attempt: Attempt) -> Outcome {
+        self.attempt(attempt).await.unwrap_or_else(|outcome| outcome)
+    }
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Receiver(reason) => failed(reason),
+            Failure::Local(why) => Self::NotMade { why: why.to_string() },
+        }
+    }
+}
+
+impl From<Unprepared> for Outcome {
+    fn from(why: Unprepared) -> Self {
+        match why {
+            Unprepared::Url(_) => failed(Reason::BlockedAddress),
+            // No request can ever be made of it, so waiting would be for ever.
+            Unprepared::Header(_) => failed(Reason::Protocol),
+            Unprepared::Secret(_) => Self::NotMade { why: why.to_string() },
+        }
+    }
+}
+
+const fn failed(reason: Reason) -> Outcome {
+    Outcome::Failed {
+        reason,
+        status: None,
+        retry_after: None,
+    }
+}

@@ -1,0 +1,46 @@
+//! Reads what follows an answer's head, only so far as to use the connection again.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout_at};
+
+/// The most that is read of a body, in bytes. Receivers answer with a few words; a connection whose answer is longer is not worth keeping.
+const MAX_BODY_BYTES: usize = 16 * 1024;
+
+/// How long is waited for a body's end. It mostly comes with the head; a new connection costs less than to make the outcome wait longer.
+const BODY_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How far a body was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// To its end: the connection can be used again.
+    Whole,
+    /// It was too long or too slow, or broke off.
+    Cut,
+}
+
+/// Reads and drops a body, until `deadline` at most.
+pub(super) async fn drain(body: Incoming, deadline: Instant) -> Drained {
+    if body.is_end_stream() {
+        return Drained::Whole;
+    }
+    let deadline = deadline.min(Instant::now() + BODY_PATIENCE);
+    timeout_at(deadline, read(body)).await.unwrap_or(Drained::Cut)
+}
+
+async fn read(body: Incoming) -> Drained {
+    let mut body = pin!(body);
+    let mut left = MAX_BODY_BYTES;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return Drained::Cut };
+        let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
+        match left.checked_sub(bytes) {
+            Some(rest) => left = rest,
+            None => return Drained::Cut,
+        }
+    }
+    Drained::Whole
+}

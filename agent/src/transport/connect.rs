@@ -1,0 +1,160 @@
+//! Makes connections: guard ▸ TLS ▸ HTTP handshake. Their tasks end with the connector.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper::rt::{Read, Write};
+use hyper_util::rt::TokioIo;
+use postrider_common::egress::{self, Scheme};
+use postrider_common::task::Group;
+use rustls_pki_types::ServerName;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::channel::{Channel, Shared};
+use super::failure::Failure;
+use super::guard::Guard;
+use super::pool::Host;
+use super::tls;
+use crate::attempt::Reason;
+
+/// How long TLS and the HTTP/2 preface may take: two or three round trips.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The longest head of an answer, in bytes: common servers send at most 8 to 16 KiB. (hyper's own limit of 100 headers stands as it is: setting it,
+/// even to the same, costs an allocation per answer.)
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// What a receiver may send on one stream, and on all streams of a connection, before it is read, in bytes. Bodies are cut at 16 KiB.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// How many HTTP/2 streams are opened before the receiver has said how many it takes. More could be refused.
+const STREAMS_BEFORE_SETTINGS: usize = 1;
+
+/// Makes connections.
+pub(super) struct Connector {
+    guard: Guard,
+    tls: TlsConnector,
+    tasks: Group,
+    numbers: AtomicU64,
+}
+
+impl Connector {
+    /// `tasks` are the connections' own; their number is bounded by the requests under way and the idle connections kept.
+    pub(super) fn new(guard: Guard, tls: Arc<rustls::ClientConfig>, tasks: Group) -> Self {
+        Self {
+            guard,
+            tls: tls.into(),
+            tasks,
+            numbers: AtomicU64::new(0),
+        }
+    }
+
+    /// Closes all connections.
+    pub(super) fn close(&self) {
+        self.tasks.token().cancel();
+    }
+
+    /// A connection to send one request on: a new one or, if the host speaks HTTP/2, one that was made while this request waited.
+    pub(super) async fn open(&self, host: &Host) -> Result<Channel, Failure> {
+        if !host.may_share() {
+            return self.connect(host).await;
+        }
+        let start = Instant::now();
+        let turn = host.gate.acquire().await;
+        if let Some(shared) = host.shared() {
+            return Ok(Channel::Http2(shared));
+        }
+        // Those who waited while a connection could not be made share that failure: a dead host would otherwise keep them until their deadlines, one
+        // after the other.
+        if let Some(failure) = host.failure_since(start) {
+            return Err(failure);
+        }
+        if !host.may_share() {
+            drop(turn);
+            return self.connect(host).await;
+        }
+        self.connect(host).await.inspect_err(|failure| host.failed(*failure))
+    }
+
+    async fn connect(&self, host: &Host) -> Result<Channel, Failure> {
+        let connection = self.guard.connect(&host.key.host, host.key.port).await?;
+        let channel = match host.key.scheme {
+            Scheme::Http => self.http1(TokioIo::new(connection.io)).await?,
+            Scheme::Https => {
+                let secure = async {
+                    let name = server_name(&host.key.host)?;
+                    let stream = self.tls.connect(name, connection.io).await;
+                    let stream = stream.map_err(|_| Failure::Receiver(Reason::Tls))?;
+                    if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
+                        self.http2(TokioIo::new(stream)).await
+                    } else {
+                        self.http1(TokioIo::new(stream)).await
+                    }
+                };
+                timeout(HANDSHAKE_DEADLINE, secure)
+                    .await
+                    .map_err(|_| Failure::Receiver(Reason::Tls))??
+            }
+        };
+        host.opened(&channel);
+        Ok(channel)
+    }
+
+    async fn http1(&self, io: impl Read + Write + Send + Unpin + 'static) -> Result<Channel, Failure> {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_HEAD_BYTES)
+            .handshake(io)
+            .await
+            .map_err(|error| Failure::of_exchange(&error))?;
+        // How it ends is told to the request that it ends under.
+        self.tasks.spawn("http/1.1 connection", async move {
+            let _ = connection.await;
+        });
+        Ok(Channel::Http1 {
+            sender,
+            born: Instant::now(),
+        })
+    }
+
+    async fn http2(&self, io: impl Read + Write + Send + Unpin + 'static) -> Result<Channel, Failure> {
+        let (sender, connection) = http2::Builder::new(OnGroup(self.tasks.clone()))
+            .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+            .handshake(io)
+            .await
+            .map_err(|error| Failure::of_exchange(&error))?;
+        let stop = self.tasks.token().clone();
+        self.tasks.spawn("http/2 connection", async move {
+            let _ = stop.run_until_cancelled(connection).await;
+        });
+        Ok(Channel::Http2(Shared {
+            sender,
+            born: Instant::now(),
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+        }))
+    }
+}
+
+/// Whom the certificate must be for.
+fn server_name(host: &egress::Host) -> Result<ServerName<'static>, Failure> {
+    match host {
+        egress::Host::Address(address) => Ok(ServerName::IpAddress((*address).into())),
+        egress::Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Failure::Receiver(Reason::Tls)),
+    }
+}
+
+/// Runs the tasks of HTTP/2 streams on the connector's group.
+#[derive(Clone)]
+struct OnGroup(Group);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for OnGroup {
+    fn execute(&self, future: F) {
+        self.0.spawn("http/2 stream", future);
+    }
+}

@@ -1,0 +1,223 @@
+//! HTTP to receivers: one guarded, bounded, pooled way out.
+//!
+//! ```text
+//! post ▸ idle connection? ──yes──────────────────────────────────────────────▸ send ▸ status ▸ drain ▸ idle again
+//!                   └─no─▸ guard: resolve ▸ judge every address ▸ dial ▸ TLS ▸───┘
+//! ```
+//!
+//! The guard is the connector itself: a filter in a resolver is never asked about addresses that stand in the URL. Redirects are not followed, proxies
+//! of the environment are not used, nothing is decompressed, and no more of an answer is read than its head and 16 KiB.
+//!
+//! A request that came back from a reused connection before anything of it was written is sent once more on a fresh one: the receiver had closed
+//! the connection while it was idle. Every other failure is the attempt's.
+
+mod body;
+mod channel;
+mod connect;
+mod failure;
+mod guard;
+mod pool;
+pub mod resolve;
+pub mod tls;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use http::{Response, Uri};
+use hyper::body::Incoming;
+use postrider_common::egress::{CanonicalUrl, Policy};
+use postrider_common::id::AccountId;
+use postrider_common::net::{SharedDialer, SharedResolver};
+use postrider_common::task::Group;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use self::channel::{Channel, Message, SendError};
+use self::connect::Connector;
+pub use self::failure::Failure;
+use self::pool::{Host, Key, Pool};
+use crate::attempt::Reason;
+use crate::attempt::request::InvalidHeader;
+
+/// How long a request waits for its turn when a limit is reached. Longer than a burst lasts; much shorter than the time after which a shard's worker
+/// should look again at what is worth sending.
+const ADMISSION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How much may be under way and kept open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests under way at once, in all. Each holds a connection, its buffers and its body.
+    pub in_flight: usize,
+    /// Requests under way at once to one host and port for one account.
+    pub in_flight_per_host: usize,
+    /// Idle connections, in all. Each costs a file descriptor and about 16 KiB.
+    pub idle: usize,
+    /// Idle connections to one host and port for one account.
+    pub idle_per_host: usize,
+}
+
+impl Default for Limits {
+    /// Room for a hundred dead webhooks that hold their 32 requests until the timeout, next to those that live; idle connections for 64 concurrent
+    /// requests a host, which at 5 ms each is more than 10,000 a second.
+    fn default() -> Self {
+        Self {
+            in_flight: 4096,
+            in_flight_per_host: 256,
+            idle: 2048,
+            idle_per_host: 64,
+        }
+    }
+}
+
+/// Where a webhook's requests go. Cheap to clone.
+#[derive(Clone)]
+pub struct Target {
+    host: Arc<Host>,
+    /// `/path?query`, for HTTP/1.1.
+    path: Uri,
+    /// The whole URL, for HTTP/2.
+    url: Uri,
+    /// The `host` header, for HTTP/1.1.
+    authority: HeaderValue,
+}
+
+/// A final answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The first `retry-after` header.
+    pub retry_after: Option<HeaderValue>,
+}
+
+/// The right to have one request under way.
+#[derive(Debug)]
+pub struct Permit<'a> {
+    _host: SemaphorePermit<'a>,
+    _all: SemaphorePermit<'a>,
+}
+
+/// The way out. Dropping it closes every connection.
+pub struct Transport {
+    pool: Arc<Pool>,
+    connector: Connector,
+    in_flight: Semaphore,
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        // HTTP/2 connections hold the group that holds them, so that they would not end by themselves.
+        self.connector.close();
+    }
+}
+
+impl Transport {
+    /// A transport without connections. Must be called within a tokio runtime.
+    pub fn new(
+        dialer: SharedDialer,
+        resolver: SharedResolver,
+        policy: Arc<Policy>,
+        tls: Arc<rustls::ClientConfig>,
+        limits: Limits,
+    ) -> Self {
+        let tasks = Group::default();
+        let pool = Arc::new(Pool::new(limits));
+        tasks.spawn("idle connection sweeper", pool::sweep(Arc::downgrade(&pool)));
+        Self {
+            pool,
+            connector: Connector::new(guard::Guard::new(dialer, resolver, policy), tls, tasks),
+            in_flight: Semaphore::new(limits.in_flight),
+        }
+    }
+
+    /// Where the requests of this account to this URL go.
+    ///
+    /// # Errors
+    /// [`InvalidHeader`] if the URL cannot be put into a request. A URL that was checked always can.
+    pub fn target(&self, account: &AccountId, url: &CanonicalUrl) -> Result<Target, InvalidHeader> {
+        let invalid = || InvalidHeader {
+            name: HOST.as_str().to_owned(),
+        };
+        Ok(Target {
+            path: url.path_and_query().parse().map_err(|_| invalid())?,
+            url: url.as_str().parse().map_err(|_| invalid())?,
+            authority: url.authority().parse().map_err(|_| invalid())?,
+            host: self.pool.host(Key::new(account, url)),
+        })
+    }
+
+    /// Waits until one more request to this target may be under way.
+    ///
+    /// # Errors
+    /// [`Failure::Local`] if its turn does not come soon.
+    pub async fn admit<'a>(&'a self, target: &'a Target) -> Result<Permit<'a>, Failure> {
+        // The host's first, so that requests that wait for a slow host do not hold what others could use.
+        if let (Ok(host), Ok(all)) = (target.host.permits.try_acquire(), self.in_flight.try_acquire()) {
+            return Ok(Permit { _host: host, _all: all });
+        }
+        let both = async {
+            let host = target.host.permits.acquire().await.ok()?;
+            let all = self.in_flight.acquire().await.ok()?;
+            Some(Permit { _host: host, _all: all })
+        };
+        match timeout(ADMISSION_PATIENCE, both).await {
+            Ok(Some(permit)) => Ok(permit),
+            Ok(None) | Err(_) => Err(Failure::Local("too many requests are under way")),
+        }
+    }
+
+    /// Posts `body` and gives the answer's status. Dropping the future cuts the connection, or resets the HTTP/2 stream.
+    ///
+    /// # Errors
+    /// [`Failure`] if there was no final answer until `deadline`.
+    pub async fn post(
+        &self,
+        target: &Target,
+        headers: HeaderMap,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let (response, channel) = timeout_at(deadline, self.exchange(target, headers, body))
+            .await
+            .map_err(|_| Failure::Receiver(Reason::Timeout))??;
+        let answer = Answer {
+            status: response.status().as_u16(),
+            retry_after: response.headers().get(RETRY_AFTER).cloned(),
+        };
+        // Two lengths (RFC 9112, section 6.3): where the body ends is a matter of opinion, and so is where the next answer begins.
+        let ambiguous =
+            response.headers().contains_key(TRANSFER_ENCODING) && response.headers().contains_key(CONTENT_LENGTH);
+        // The status is the answer; the rest is read only for the sake of the connection.
+        if !ambiguous && body::drain(response.into_body(), deadline).await == body::Drained::Whole {
+            self.pool.put(&target.host, channel);
+        }
+        Ok(answer)
+    }
+
+    async fn exchange(
+        &self,
+        target: &Target,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, Channel), Failure> {
+        let mut message = Message { headers, body };
+        if let Some(mut channel) = self.pool.take(&target.host)
+            && channel.is_ready().await
+        {
+            match channel.send(target, message).await {
+                Ok(answered) => return Ok(answered),
+                Err(SendError::Unsent(returned)) => message = returned,
+                Err(SendError::Failed(failure)) => return Err(failure),
+            }
+        }
+        let channel = self.connector.open(&target.host).await?;
+        channel.send(target, message).await.map_err(|error| match error {
+            SendError::Unsent(_) => Failure::Receiver(Reason::Disconnected),
+            SendError::Failed(failure) => failure,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! How receivers prove who they are: TLS 1.2 and later, certificates by known roots.
+
+use std::sync::Arc;
+
+use rustls::client::ClientConfig;
+use rustls::{RootCertStore, crypto::ring};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+
+/// HTTP/2, as ALPN names it.
+pub(super) const H2: &[u8] = b"h2";
+const HTTP_1_1: &[u8] = b"http/1.1";
+
+/// Whose signature on a certificate is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Roots {
+    /// Mozilla's list, built into this program: the same on every machine.
+    #[default]
+    BuiltIn,
+    /// The operating system's list.
+    System,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The extra certificates are not PEM.
+    #[error("the extra certificate authorities are not PEM text with certificates")]
+    NotPem,
+    /// A root certificate is not one, or there is none.
+    #[error("there is no usable root certificate")]
+    NoRoots,
+    /// The TLS library refused.
+    #[error(transparent)]
+    Refused(#[from] rustls::Error),
+}
+
+/// The configuration of all outgoing TLS connections: HTTP/2 preferred, HTTP/1.1 accepted. `extra_authorities` are PEM certificates that are believed
+/// besides the roots; empty for none.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn client_config(roots: Roots, extra_authorities: &[u8]) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut store = RootCertStore::empty();
+    match roots {
+        Roots::BuiltIn => store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        // Some of a system's certificates are commonly broken; the rest is what counts.
+        Roots::System => {
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let mut extra = 0;
+    for certificate in CertificateDer::pem_slice_iter(extra_authorities) {
+        store.add(certificate.map_err(|_| TlsError::NotPem)?)?;
+        extra += 1;
+    }
+    if extra == 0 && !extra_authorities.is_empty() {
+        return Err(TlsError::NotPem);
+    }
+    if store.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![H2.to_vec(), HTTP_1_1.to_vec()];
+    Ok(Arc::new(config))
+}

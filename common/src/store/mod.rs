@@ -1,8 +1,8 @@
 //! The store: one small trait, shaped like etcd's KV, with three implementations that pass one conformance suite.
 //!
 //! - [`memory`]: for tests and simulations, with injectable faults.
-//! - `file`: embedded, for one process.
-//! - `etcd`: the real thing.
+//! - [`file`]: embedded, for one process.
+//! - [`etcd`]: the real thing.
 //!
 //! Every write is one atomic transaction with guards on revisions, never on values. A write that fails says what is known about
 //! it: [`WriteError::Conflict`] (a guard did not hold: read again, decide again), [`WriteError::NotApplied`] (may be sent again)
@@ -11,12 +11,14 @@
 #[cfg(any(test, feature = "conformance"))]
 #[doc(hidden)]
 pub mod conformance;
+pub mod etcd;
 pub mod file;
 pub mod lease;
 pub mod link;
 pub mod memory;
 pub mod mirror;
 pub mod once;
+pub mod url;
 
 use std::fmt;
 use std::sync::Arc;

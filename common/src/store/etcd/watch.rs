@@ -1,0 +1,114 @@
+//! One watch of etcd: whole revisions, signs of life, and an end that is always an error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::proto::PbEvent;
+use etcd_client::{EventType, WatchResponse, WatchStream};
+
+use super::classify::{Kind, classify};
+use super::entry;
+use super::member::{Members, failure};
+use crate::store::{Change, Changes, Revision, WatchError};
+
+/// A watch in progress.
+pub(super) struct Cursor {
+    pub(super) stream: WatchStream,
+    pub(super) members: Arc<Members>,
+    /// The member that the stream is of.
+    pub(super) number: usize,
+    /// What all keys of the store begin with.
+    pub(super) prefix: Arc<str>,
+    /// The last revision that was shown, or is not wanted.
+    pub(super) last: Revision,
+    /// Events of a revision whose rest is still to come.
+    pub(super) partial: Vec<PbEvent>,
+    /// How long silence lasts before the server is asked for a sign of life, and how long that may take.
+    pub(super) probe: Duration,
+}
+
+impl Cursor {
+    /// What the watch shows next. After an error it is over.
+    pub(super) async fn next(&mut self) -> Result<Changes, WatchError> {
+        let mut is_probing = false;
+        loop {
+            let response = match tokio::time::timeout(self.probe, self.stream.message()).await {
+                Ok(Ok(Some(response))) => response,
+                Ok(Ok(None)) => return Err(self.end("the server closed it")),
+                Ok(Err(error)) => {
+                    let failure = failure(error);
+                    return Err(match classify(&failure) {
+                        Kind::Compacted => WatchError::Compacted,
+                        Kind::NotSent
+                        | Kind::MaybeApplied
+                        | Kind::Full
+                        | Kind::LeaseGone
+                        | Kind::AnswerTooLarge
+                        | Kind::Invalid
+                        | Kind::Denied => self.end(&failure.message),
+                    });
+                }
+                Err(_) if is_probing => return Err(self.end("the server is silent")),
+                Err(_) => {
+                    is_probing = true;
+                    // A queue that is full is as silent as no answer: the next turn tells.
+                    let _ = tokio::time::timeout(self.probe, self.stream.request_progress()).await;
+                    continue;
+                }
+            };
+            is_probing = false;
+            if let Some(changes) = self.take(response)? {
+                return Ok(changes);
+            }
+        }
+    }
+
+    /// Another member may do better.
+    fn end(&self, why: &str) -> WatchError {
+        self.members.leave(self.number);
+        WatchError::Ended(why.to_owned())
+    }
+
+    fn take(&mut self, response: WatchResponse) -> Result<Option<Changes>, WatchError> {
+        let response = response.0;
+        // The server says this once and is silent then; the stream does not end.
+        if response.compact_revision > 0 {
+            return Err(WatchError::Compacted);
+        }
+        if response.canceled {
+            return Err(self.end(&response.cancel_reason));
+        }
+        if response.created {
+            return Ok(None);
+        }
+        let mut events = response.events;
+        if response.fragment || !self.partial.is_empty() {
+            self.partial.append(&mut events);
+            if response.fragment {
+                return Ok(None);
+            }
+            events = std::mem::take(&mut self.partial);
+        }
+        let (mut changes, mut revision) = (Vec::with_capacity(events.len()), self.last);
+        for event in events {
+            let Some(stored) = event.kv else { continue };
+            let at = Revision(stored.mod_revision);
+            // Some servers repeat what they have shown; nothing is applied twice.
+            if at <= self.last {
+                continue;
+            }
+            revision = revision.max(at);
+            let Some(entry) = entry(&self.prefix, stored) else {
+                continue;
+            };
+            changes.push(if event.r#type == EventType::Delete as i32 {
+                Change::Delete(entry.key)
+            } else {
+                Change::Put(entry)
+            });
+        }
+        // A sign of life moves the revision no further: what older servers say in it is not to be relied on.
+        self.last = revision;
+        Ok(Some(Changes { revision, changes }))
+    }
+}

@@ -33,6 +33,7 @@ fn generate(out: &Path, descriptors: prost_types::FileDescriptorSet) -> Result<(
         .codec_path("crate::codec::StrictCodec")
         .bytes(".")
         .btree_map(".")
+        .skip_debug(["postrider.v1.BasicAuth", "postrider.v1.SignatureAuth"])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,15 +1,20 @@
 //! What the control plane and the agent share: the store and what stands on it, the model, time, chance, network and settings.
 
+pub mod admin;
+pub mod config;
 pub mod egress;
 pub mod entropy;
 pub mod id;
 pub mod key;
+pub mod metric;
 pub mod model;
 pub mod net;
 pub mod retry;
 pub mod secret;
 pub mod shard;
+pub mod shutdown;
 pub mod store;
 pub mod task;
+pub mod telemetry;
 pub mod time;
 pub mod wire;

@@ -4,10 +4,10 @@ use std::num::NonZeroU16;
 
 use postrider_common::entropy::Entropy;
 use postrider_common::id::Uid;
-use postrider_common::key;
 use postrider_common::store::{Guard, Op, ReadError, Store, Write, WriteError};
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored::{Unreadable, decode, encode};
+use postrider_common::{key, shard};
 use postrider_proto::stored;
 
 /// How often the first write of a cell is tried: it can fail only while another control plane makes the same one.
@@ -35,7 +35,7 @@ pub(crate) enum CellError {
     )]
     OtherShardCount {
         /// What the store says.
-        stored: u32,
+        stored: u16,
         /// What the configuration says.
         configured: u16,
     },
@@ -56,22 +56,23 @@ impl From<Unreadable> for CellError {
     }
 }
 
-/// The cell of `store`, which comes into being if the store was never used: with `shard_count` shards.
+/// The cell of `store`, which comes into being if the store was never used: with as many shards as configured, or the default.
 ///
 /// # Errors
 /// [`CellError`]; when the store is away it may be called again.
 pub(crate) async fn ensure(
     store: &dyn Store,
-    shard_count: NonZeroU16,
+    configured: Option<NonZeroU16>,
     now: Timestamp,
     entropy: &dyn Entropy,
 ) -> Result<Cell, CellError> {
     let uid = entropy.uid(now);
+    let shard_count = configured.unwrap_or(shard::DEFAULT_COUNT);
     let mut last = WriteError::Conflict;
     for _ in 0..TRIES {
         // Read first: whatever became of a write whose outcome is not known, the key says it.
         if let Some(entry) = store.get(&key::cell()).await?.0 {
-            return read(decode(entry.value)?, shard_count);
+            return read(decode(entry.value)?, configured);
         }
         let cell = stored::Cell {
             version: VERSION,
@@ -90,21 +91,21 @@ pub(crate) async fn ensure(
     Err(CellError::Write(last))
 }
 
-fn read(stored: stored::Cell, configured: NonZeroU16) -> Result<Cell, CellError> {
+fn read(stored: stored::Cell, configured: Option<NonZeroU16>) -> Result<Cell, CellError> {
     if stored.version != VERSION {
         return Err(CellError::Unreadable(format!("version {}", stored.version)));
     }
-    if stored.shard_count != u32::from(configured.get()) {
+    let unreadable = |why: String| CellError::Unreadable(why);
+    let count = u16::try_from(stored.shard_count).ok().and_then(NonZeroU16::new);
+    let shard_count = count.ok_or_else(|| unreadable(format!("{} shards", stored.shard_count)))?;
+    if let Some(configured) = configured.filter(|configured| *configured != shard_count) {
         return Err(CellError::OtherShardCount {
-            stored: stored.shard_count,
+            stored: shard_count.get(),
             configured: configured.get(),
         });
     }
-    let uid = Uid::new(&stored.uid).map_err(|error| CellError::Unreadable(error.to_string()))?;
-    Ok(Cell {
-        uid,
-        shard_count: configured,
-    })
+    let uid = Uid::new(&stored.uid).map_err(|error| unreadable(error.to_string()))?;
+    Ok(Cell { uid, shard_count })
 }
 
 #[cfg(test)]
@@ -117,13 +118,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_727_414_643_000);
 
     async fn with(store: &MemoryStore, shards: u16, seed: u64) -> Result<Cell, CellError> {
-        ensure(
-            store,
-            NonZeroU16::new(shards).unwrap(),
-            NOW,
-            &SystemEntropy::seeded(seed),
-        )
-        .await
+        ensure(store, NonZeroU16::new(shards), NOW, &SystemEntropy::seeded(seed)).await
     }
 
     #[tokio::test]

@@ -1,13 +1,193 @@
 //! The control plane: gRPC services for webhooks and publishing.
 
-#[allow(dead_code)]
 mod api;
-#[allow(dead_code)]
 mod catalog;
-#[allow(dead_code)]
 mod cell;
+pub mod config;
 pub mod leader;
+mod metrics;
 pub mod placement;
-#[allow(dead_code)]
 mod publish;
 pub mod sweep;
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::{Stream, StreamExt as _};
+use postrider_common::admin::Readiness;
+use postrider_common::entropy::SharedEntropy;
+use postrider_common::secret::Keyring;
+use postrider_common::store::SharedStore;
+use postrider_common::time::SharedClock;
+use postrider_common::{egress, task};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Connected, TcpIncoming};
+use tonic_health::ServingStatus;
+
+use crate::catalog::Catalog;
+use crate::catalog::dedupe::DedupeLease;
+use crate::catalog::edit::Edit;
+use crate::config::Config;
+pub use crate::metrics::Metrics;
+use crate::publish::Publisher;
+
+/// How long calls that are under way may take to end after the stop: longer than a commit's deadline.
+const STOP_GRACE: Duration = Duration::from_secs(8);
+
+/// Pause before the store is asked again at the start.
+const START_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the control plane stands on. The caller owns it all, so that a simulation can bring its own.
+pub struct Deps {
+    /// The store.
+    pub store: SharedStore,
+    /// Wall time.
+    pub clock: SharedClock,
+    /// Chance.
+    pub entropy: SharedEntropy,
+    /// Seals and opens secrets.
+    pub keyring: Arc<Keyring>,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Where it says why it is not ready.
+    pub readiness: Readiness,
+}
+
+/// The connections of a listener, ready for [`run`].
+pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> + Send + 'static {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
+/// Serves gRPC on `incoming`, and leads when it is elected, until `stop`; then finishes what was accepted and gives up leadership.
+///
+/// # Errors
+/// When the store belongs to a cell with another number of shards, or holds what this release cannot read.
+pub async fn run<IO>(
+    config: Config,
+    deps: Deps,
+    incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
+    stop: CancellationToken,
+) -> anyhow::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    deps.readiness
+        .not_ready("control plane", "the store has not been read yet");
+    let Some(cell) = stop.run_until_cancelled(cell(&config, &deps)).await.transpose()? else {
+        return Ok(());
+    };
+    let group = task::Group::default();
+    let catalog = Catalog::spawn(&group, deps.store.clone(), cell.shard_count);
+    let dedupe = Arc::new(DedupeLease::new(deps.store.clone()));
+    let publisher = Publisher::spawn(
+        &group,
+        publish::Deps {
+            store: deps.store.clone(),
+            catalog: catalog.clone(),
+            clock: deps.clock.clone(),
+            entropy: deps.entropy.clone(),
+            lease: dedupe.clone(),
+            control_plane: config.id.clone(),
+            quota: config.store_quota,
+            counters: deps.metrics.publish.clone(),
+        },
+    );
+    lead(&group, &config, &deps, cell.shard_count);
+    let caught_up = catalog.clone();
+    let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe);
+    let api = api::routes(api::Deps {
+        store: deps.store,
+        clock: deps.clock,
+        entropy: deps.entropy,
+        keyring: deps.keyring,
+        edit: Arc::new(edit),
+        page_key: api::page::PageKey::of_cell(&cell.uid),
+        cell,
+        control_plane: config.id,
+        urls: url_check(config.egress),
+        catch_up: Arc::new(move |revision| {
+            let catalog = caught_up.clone();
+            Box::pin(async move {
+                catalog.reached(revision).await;
+            })
+        }),
+    });
+    let api = api.await.context("the API's descriptors")?;
+    stop.run_until_cancelled(catalog.synced()).await;
+    deps.readiness.ready("control plane");
+
+    let health = api.health;
+    let routes = api.routes.add_service(api::publish_service::Service::server(publisher));
+    let stopped = async {
+        stop.cancelled().await;
+        deps.readiness.not_ready("control plane", "stopping");
+        health.set_service_status("", ServingStatus::NotServing).await;
+    };
+    let mut server = pin!(
+        api::server::server_builder()
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming.boxed(), stopped)
+    );
+    // A client that keeps a stream open must not keep the process from ending.
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    let served = tokio::select! {
+        served = &mut server => served.context("serving gRPC"),
+        () = overdue => Ok(()),
+    };
+    group.shut_down(STOP_GRACE).await;
+    served
+}
+
+/// The cell's facts, as soon as the store gives them.
+async fn cell(config: &Config, deps: &Deps) -> anyhow::Result<cell::Cell> {
+    loop {
+        match cell::ensure(
+            deps.store.as_ref(),
+            config.shard_count,
+            deps.clock.now(),
+            deps.entropy.as_ref(),
+        )
+        .await
+        {
+            Ok(cell) => return Ok(cell),
+            Err(error @ (cell::CellError::Read(_) | cell::CellError::Write(_))) => {
+                deps.readiness.not_ready("control plane", error.to_string());
+                tracing::warn!(%error, "waiting for the store");
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Campaigns; while leading, places shards and compacts.
+fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::NonZeroU16) {
+    let store = deps.store.clone();
+    leader::spawn(
+        group,
+        deps.store.clone(),
+        config.id.clone(),
+        config.lease_ttl,
+        move |term, over| {
+            let store = store.clone();
+            Box::pin(async move {
+                tokio::join!(
+                    placement::run(store.clone(), term, shards, over.clone()),
+                    sweep::run(store, over)
+                );
+            })
+        },
+    );
+}
+
+fn url_check(policy: egress::Policy) -> api::url_rules::UrlCheck {
+    Arc::new(move |text| egress::check_url(text, &policy).map(|url| url.as_str().to_owned()))
+}

@@ -1,6 +1,7 @@
 //! The protobuf messages of Postrider, generated from the files beside this crate: the API and what the store holds.
 
 pub mod codec;
+mod secret;
 
 /// The API: messages, clients and servers of package `postrider.v1`.
 #[allow(

@@ -104,6 +104,8 @@ pub struct Deps {
     pub clock: SharedClock,
     /// Chance.
     pub entropy: SharedEntropy,
+    /// What is counted.
+    pub counters: Arc<Counters>,
 }
 
 /// Starts workers: all that an agent's workers share.
@@ -121,7 +123,7 @@ pub struct Shards {
 impl Shards {
     /// Starts the ledger; workers will be tasks of `group`. They end when they are released or abandoned: release them before the group is shut down.
     pub fn new(deps: Deps, limits: Limits, group: &task::Group) -> Self {
-        let counters = Arc::new(Counters::default());
+        let counters = deps.counters.clone();
         let ledger = Ledger::spawn(
             group,
             deps.store.clone(),
@@ -166,10 +168,10 @@ impl Work for Shards {
             let _done = done.drop_guard();
             let _counted = Counted::new(shards.counters.clone(), |counters| &counters.shards);
             let shard = tenure.shard;
-            tracing::info!(%shard, epoch = %tenure.epoch, "shard started");
+            tracing::debug!(%shard, epoch = %tenure.epoch, "shard started");
             let lost = tenure.lease.lost().clone();
             let end = Worker::run(shards, tenure, commands, fenced.clone(), lost).await;
-            tracing::info!(%shard, ?end, "shard ended");
+            tracing::debug!(%shard, ?end, "shard ended");
         });
         Box::new(handle)
     }

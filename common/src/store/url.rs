@@ -56,6 +56,14 @@ pub async fn open(url: &str, prefix: &str) -> Result<SharedStore, OpenUrlError> 
     })
 }
 
+/// Whether `url` can name a store; nothing is opened.
+///
+/// # Errors
+/// As [`open`], as far as the text is to blame.
+pub fn check(url: &str) -> Result<(), OpenUrlError> {
+    parse(url).map(drop)
+}
+
 fn parse(url: &str) -> Result<Target, OpenUrlError> {
     if let Some(endpoints) = url.strip_prefix("etcd://") {
         let endpoints = endpoints.strip_suffix('/').unwrap_or(endpoints);

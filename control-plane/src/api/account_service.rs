@@ -71,7 +71,6 @@ impl Accounts {
         let account = with(Account::new(id.clone(), self.0.entropy.uid(now), now), message);
         let apply = Apply::new(request.validate_only);
         let written = self.0.edit.create(&id, account, key, apply).await?;
-        self.0.caught_up(written.revision).await;
         Ok(convert::account(&written.value))
     }
 
@@ -131,7 +130,6 @@ impl Accounts {
         let apply = Apply::new(request.validate_only);
         let written = self.0.edit.update(&id, etag.as_ref(), apply, change).await;
         let written = written.map_err(|error| violations.before(error))?;
-        self.0.caught_up(written.revision).await;
         Ok(convert::account(&written.value))
     }
 

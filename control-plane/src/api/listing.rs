@@ -1,4 +1,4 @@
-//! Lists what lies below a prefix of the store, page by page, all pages as of one revision.
+//! Lists what lies below a prefix of the store, page by page: all pages as of one revision, as long as the store keeps it.
 
 use postrider_common::key::Key;
 use postrider_common::store::{Entry, ListRequest, ReadError, Revision, Store};
@@ -35,20 +35,24 @@ pub(crate) struct Page {
 /// Lists one page.
 ///
 /// # Errors
-/// Invalid if the token is not one of this listing, or its revision is no longer kept; StoreAway.
+/// Invalid if the token is not one of this listing; StoreAway.
 pub(crate) async fn list(store: &dyn Store, key: &PageKey, listing: Listing<'_>) -> Result<Page, Error> {
     let position = position(key, &listing)?;
-    let request = ListRequest {
+    let mut request = ListRequest {
         prefix: listing.prefix,
         after: position.as_ref().map(|position| Key::from_stored(&position.after)),
         limit: listing.size,
         revision: position.as_ref().map(|position| position.revision),
         keys_only: false,
     };
-    let page = store.list(request).await.map_err(|error| match (error, &position) {
-        (ReadError::Compacted, Some(_)) => bad_token("EXPIRED", "has expired: begin again without a token"),
-        (error, _) => error.into(),
-    })?;
+    let page = match store.list(request.clone()).await {
+        // The leader compacts after seconds; a person takes longer to ask for the next page. It continues with what is there now.
+        Err(ReadError::Compacted) => {
+            request.revision = None;
+            store.list(request).await?
+        }
+        page => page?,
+    };
     let mut entries = page.entries;
     let mut bytes = 0;
     let fitting = entries.iter().take_while(|entry| {
@@ -75,10 +79,10 @@ pub(crate) async fn list(store: &dyn Store, key: &PageKey, listing: Listing<'_>)
     })
 }
 
-/// All entries below a prefix as of `revision`.
+/// All entries below a prefix as of `revision`, or as of now if that is no longer kept.
 ///
 /// # Errors
-/// Invalid if the revision, which a page token named, is no longer kept; StoreAway.
+/// StoreAway.
 pub(crate) async fn list_at(store: &dyn Store, prefix: Key, revision: Revision) -> Result<Vec<Entry>, Error> {
     let mut request = ListRequest {
         prefix,
@@ -89,10 +93,13 @@ pub(crate) async fn list_at(store: &dyn Store, prefix: Key, revision: Revision) 
     };
     let mut entries = Vec::new();
     loop {
-        let page = store.list(request.clone()).await.map_err(|error| match error {
-            ReadError::Compacted => bad_token("EXPIRED", "has expired: begin again without a token"),
-            error => error.into(),
-        })?;
+        let page = match store.list(request.clone()).await {
+            Err(ReadError::Compacted) => {
+                request.revision = None;
+                store.list(request.clone()).await?
+            }
+            page => page?,
+        };
         entries.extend(page.entries);
         if !page.more {
             return Ok(entries);

@@ -85,6 +85,7 @@ pub(crate) struct Deps {
 }
 
 impl Deps {
+    /// Waits until what was written to a webhook matches here. The catalog mirrors nothing else.
     async fn caught_up(&self, revision: Revision) {
         if revision > Revision::default()
             && tokio::time::timeout(CATCH_UP_FOR, (self.catch_up)(revision))

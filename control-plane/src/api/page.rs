@@ -52,7 +52,7 @@ pub(crate) struct Scope<'a> {
 pub(crate) struct PageKey([u8; 32]);
 
 impl PageKey {
-    /// A key of 32 bytes.
+    #[cfg(test)]
     pub(crate) const fn new(key: [u8; 32]) -> Self {
         Self(key)
     }

@@ -64,6 +64,8 @@ pub(crate) struct Deps {
     pub(crate) control_plane: ControlPlaneId,
     /// Bytes that the store may grow to, if it does not say so itself; `None` means without limit.
     pub(crate) quota: Option<u64>,
+    /// What it counts.
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// Takes requests in. Clones are of the same writer.
@@ -82,7 +84,7 @@ impl Publisher {
     /// Starts the writer's lanes on `group`. When the group is told to stop they take nothing new, commit what was accepted, and end.
     pub(crate) fn spawn(group: &Group, deps: Deps) -> Self {
         let queue = Arc::new(Queue::default());
-        let counters = Arc::new(Counters::default());
+        let counters = deps.counters;
         for _ in 0..writer::LANES {
             let writer = writer::Writer {
                 queue: queue.clone(),
@@ -166,7 +168,7 @@ impl Publisher {
         &self.stop
     }
 
-    /// What publishing has done since the start.
+    #[cfg(test)]
     pub(crate) const fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }

@@ -46,6 +46,7 @@ impl Bench {
             entropy: Arc::new(SystemEntropy::seeded(seed)),
             control_plane: ControlPlaneId::new("cp").unwrap(),
             quota: Some(64 << 20),
+            counters: Arc::default(),
         };
         let publisher = Publisher::spawn(&group, deps);
         publisher.ready().await.unwrap();
@@ -284,7 +285,7 @@ async fn of_many_equal_requests_at_once_one_is_stored_and_all_are_answered_alike
         ),
         "{other:?}"
     );
-    let duplicates = [&first, &second].map(|bench| bench.publisher.counters().duplicates.load(Ordering::Relaxed));
+    let duplicates = [&first, &second].map(|bench| bench.publisher.counters.duplicates.load(Ordering::Relaxed));
     assert_eq!(duplicates.iter().sum::<u64>(), 100);
 }
 
@@ -333,7 +334,7 @@ async fn nothing_is_written_for_events_that_nobody_wants_but_the_answer_to_a_req
             .duplicate
     );
     assert_eq!((keys(&store, "dedupe/").await, keys(&store, "queue/").await), (1, 0));
-    assert_eq!(bench.publisher.counters().events.load(Ordering::Relaxed), 2);
+    assert_eq!(bench.publisher.counters.events.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,7 +344,7 @@ async fn what_waits_together_is_written_together() {
     let bench = Bench::new(&store, 1).await;
     let calls = (0..50).map(|number| bench.publish(request(vec![event(&format!("e{number}"), "A", "1")], None)));
     assert!(join_all(calls).await.iter().all(Result::is_ok));
-    assert_eq!(bench.publisher.counters().transactions.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.publisher.counters.transactions.load(Ordering::Relaxed), 1);
     assert_eq!(keys(&store, "queue/").await, 1);
     assert_eq!(seen(&store).await.len(), 50);
 }

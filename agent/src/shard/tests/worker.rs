@@ -119,6 +119,7 @@ impl World {
             catalog: Catalog::spawn(&group, store),
             clock: self.clock.clone(),
             entropy: Arc::new(SystemEntropy::seeded(seed)),
+            counters: Arc::default(),
         };
         Agent {
             shards: Shards::new(deps, limits, &group),

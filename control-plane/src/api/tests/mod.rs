@@ -65,7 +65,10 @@ async fn serve() -> Server {
         page_key: page::PageKey::of_cell(&cell.uid),
         cell,
         control_plane: ControlPlaneId::new("cp-1").unwrap(),
-        urls: Arc::new(|text| url_rules::canonical_url(text, |_| false)),
+        urls: Arc::new(|text| {
+            let policy = postrider_common::egress::Policy::default();
+            postrider_common::egress::check_url(text, &policy).map(|url| url.as_str().to_owned())
+        }),
         catch_up: Arc::new(move |revision| {
             waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))

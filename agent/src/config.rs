@@ -1,0 +1,84 @@
+//! The agent's settings.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use postrider_common::config::{self, Setting, Settings};
+use postrider_common::egress;
+use postrider_common::id::AgentId;
+
+use crate::Roots;
+
+/// What the agent does, whoever starts it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The name of this agent; unique among those alive.
+    pub id: AgentId,
+    /// How many shards it is meant to have, relative to others.
+    pub weight: NonZeroU32,
+    /// How long others wait before they take over from it.
+    pub lease_ttl: Duration,
+    /// Which networks it may send to beyond the public ones.
+    pub egress: egress::Policy,
+    /// Which certificate authorities receivers may be certified by.
+    pub roots: Roots,
+    /// PEM files of certificate authorities to trust beyond the public ones.
+    pub extra_roots: Vec<std::path::PathBuf>,
+}
+
+/// The weight of an agent that was not given one.
+pub const DEFAULT_WEIGHT: NonZeroU32 = NonZeroU32::new(100).unwrap();
+
+/// Settings of its own.
+pub const SETTINGS: &[Setting] = &[
+    Setting::optional("agent-id", "NAME", "The name of this agent; made up if not given"),
+    Setting::new(
+        "weight",
+        "NUMBER",
+        "100",
+        "How many shards this agent is meant to have, relative to others",
+    ),
+    ROOTS,
+    EXTRA_ROOTS,
+];
+
+/// Which list of certificate authorities.
+pub const ROOTS: Setting = Setting::new(
+    "roots",
+    "LIST",
+    "built-in",
+    "Which certificate authorities receivers may be certified by: built-in or system",
+);
+
+/// Certificate authorities.
+pub const EXTRA_ROOTS: Setting = Setting::repeated(
+    "extra-roots",
+    "FILE",
+    "A PEM file of certificate authorities to trust beyond the public ones",
+);
+
+/// Reads them.
+pub fn read(settings: &mut Settings, generated_id: AgentId) -> Config {
+    Config {
+        id: settings.maybe("agent-id", AgentId::new).unwrap_or(generated_id),
+        weight: settings
+            .maybe("weight", |text| {
+                text.parse::<NonZeroU32>().map_err(|_| "must be a number above 0")
+            })
+            .unwrap_or(DEFAULT_WEIGHT),
+        lease_ttl: config::lease_ttl(settings),
+        egress: config::egress(settings),
+        roots: roots(settings),
+        extra_roots: settings.all("extra-roots", config::path),
+    }
+}
+
+/// Reads which list of certificate authorities is believed.
+pub fn roots(settings: &mut Settings) -> Roots {
+    let parse = |text: &str| match text {
+        "built-in" => Ok(Roots::BuiltIn),
+        "system" => Ok(Roots::System),
+        _ => Err("must be built-in or system"),
+    };
+    settings.maybe("roots", parse).unwrap_or_default()
+}

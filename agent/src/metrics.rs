@@ -1,0 +1,90 @@
+//! The agent's metrics: names, and where their values come from.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use postrider_common::metric;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Registry;
+
+use crate::shard::counters::{Counters, REASONS};
+
+/// What the agent counts. Clones are the same counts.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    pub(crate) shards: Arc<Counters>,
+}
+
+impl Metrics {
+    /// Puts the metrics into `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register_collector(Box::new(metrics.clone()));
+        metrics
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let shards = &self.shards;
+        let counts: [(&str, &str, &AtomicU64); 8] = [
+            (
+                "deliveries_delivered",
+                "Deliveries that a receiver took",
+                &shards.delivered,
+            ),
+            ("deliveries_dead", "Deliveries that became dead letters", &shards.dead),
+            (
+                "deliveries_dropped",
+                "Deliveries dropped because their webhook was deleted",
+                &shards.dropped,
+            ),
+            (
+                "deliveries_parked",
+                "Deliveries parked: for a retry, for want of room, or because their webhook is not active",
+                &shards.parked,
+            ),
+            (
+                "attempts_not_made",
+                "Attempts that this agent could not make",
+                &shards.not_made,
+            ),
+            (
+                "segments_unreadable",
+                "Stored segments that could not be read",
+                &shards.unreadable,
+            ),
+            (
+                "ledger_transactions",
+                "Transactions that recorded progress",
+                &shards.ledger_transactions,
+            ),
+            (
+                "ledger_records",
+                "Deliveries whose end or move they recorded",
+                &shards.ledger_records,
+            ),
+        ];
+        for (name, help, count) in counts {
+            metric::counter(&mut encoder, name, help, count.load(Ordering::Relaxed))?;
+        }
+        let failed = REASONS.iter().zip(&shards.failed);
+        let failed = failed.map(|(reason, count)| ([("reason", reason.as_str())], count.load(Ordering::Relaxed)));
+        metric::counters(
+            &mut encoder,
+            "attempts_failed",
+            "Attempts that a receiver did not take",
+            failed,
+        )?;
+        let gauges: [(&str, &str, &AtomicI64); 2] = [
+            ("attempts_in_flight", "Attempts under way", &shards.in_flight),
+            ("shards_owned", "Shards being worked on", &shards.shards),
+        ];
+        for (name, help, gauge) in gauges {
+            metric::gauge(&mut encoder, name, help, gauge.load(Ordering::Relaxed))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! Messages that hold secrets do not print them.
+
+use std::fmt;
+
+use crate::v1::{BasicAuth, SignatureAuth};
+
+impl fmt::Debug for BasicAuth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("BasicAuth")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SignatureAuth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SignatureAuth")
+            .field("secret_ids", &self.secret_ids)
+            .finish_non_exhaustive()
+    }
+}

@@ -12,7 +12,7 @@ use postrider_common::time::Timestamp;
 
 use super::request::{InvalidHeader, base_headers};
 use crate::auth::Credentials;
-use crate::transport::{Target, Transport};
+use crate::transport::{InvalidTarget, Target, Transport};
 
 /// How many webhooks are kept ready in each of the cache's two halves. One takes a few kilobytes; making one ready again costs tens of microseconds.
 const CACHED_PER_HALF: usize = 4096;
@@ -30,6 +30,8 @@ pub(super) struct Prepared {
 pub(super) enum Unprepared {
     #[error("the URL is refused: {0}")]
     Url(#[from] UrlError),
+    #[error(transparent)]
+    Target(#[from] InvalidTarget),
     #[error(transparent)]
     Header(#[from] InvalidHeader),
     #[error("a secret cannot be opened: {0}")]

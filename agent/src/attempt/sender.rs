@@ -109,7 +109,7 @@ impl From<Unprepared> for Outcome {
         match why {
             Unprepared::Url(_) => failed(Reason::BlockedAddress),
             // No request can ever be made of it, so waiting would be for ever.
-            Unprepared::Header(_) => failed(Reason::Protocol),
+            Unprepared::Target(_) | Unprepared::Header(_) => failed(Reason::Protocol),
             Unprepared::Secret(_) => Self::NotMade { why: why.to_string() },
         }
     }

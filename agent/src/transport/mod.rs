@@ -23,7 +23,7 @@ pub mod tls;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{Response, Uri};
 use hyper::body::Incoming;
 use postrider_common::egress::{CanonicalUrl, Policy};
@@ -38,7 +38,6 @@ use self::connect::Connector;
 pub use self::failure::Failure;
 use self::pool::{Host, Key, Pool};
 use crate::attempt::Reason;
-use crate::attempt::request::InvalidHeader;
 
 /// How long a request waits for its turn when a limit is reached. Longer than a burst lasts; much shorter than the time after which a shard's worker
 /// should look again at what is worth sending.
@@ -82,6 +81,11 @@ pub struct Target {
     authority: HeaderValue,
 }
 
+/// A URL that cannot be put into a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the URL cannot be put into a request")]
+pub struct InvalidTarget;
+
 /// A final answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -107,7 +111,8 @@ pub struct Transport {
 
 impl Drop for Transport {
     fn drop(&mut self) {
-        // HTTP/2 connections hold the group that holds them, so that they would not end by themselves.
+        // They end in order when their senders are dropped. But HTTP/2 connections hold the group that holds them: one whose receiver does not let it
+        // end would stay for ever.
         self.connector.close();
     }
 }
@@ -134,15 +139,12 @@ impl Transport {
     /// Where the requests of this account to this URL go.
     ///
     /// # Errors
-    /// [`InvalidHeader`] if the URL cannot be put into a request. A URL that was checked always can.
-    pub fn target(&self, account: &AccountId, url: &CanonicalUrl) -> Result<Target, InvalidHeader> {
-        let invalid = || InvalidHeader {
-            name: HOST.as_str().to_owned(),
-        };
+    /// [`InvalidTarget`]. A URL that was checked always fits.
+    pub fn target(&self, account: &AccountId, url: &CanonicalUrl) -> Result<Target, InvalidTarget> {
         Ok(Target {
-            path: url.path_and_query().parse().map_err(|_| invalid())?,
-            url: url.as_str().parse().map_err(|_| invalid())?,
-            authority: url.authority().parse().map_err(|_| invalid())?,
+            path: url.path_and_query().parse().map_err(|_| InvalidTarget)?,
+            url: url.as_str().parse().map_err(|_| InvalidTarget)?,
+            authority: url.authority().parse().map_err(|_| InvalidTarget)?,
             host: self.pool.host(Key::new(account, url)),
         })
     }

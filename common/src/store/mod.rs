@@ -1,7 +1,7 @@
 //! The store: one small trait, shaped like etcd's KV, with three implementations that pass one conformance suite.
 //!
 //! - [`memory`]: for tests and simulations, with injectable faults.
-//! - [`file`]: embedded, for one process.
+//! - [`mod@file`]: embedded, for one process.
 //! - [`etcd`]: the real thing.
 //!
 //! Every write is one atomic transaction with guards on revisions, never on values. A write that fails says what is known about

@@ -71,7 +71,7 @@ async fn the_quota_of_five_webhooks_holds_when_two_replicas_create_at_once() {
             let deciding = async {
                 // Lost races are told as such, and may be tried again.
                 loop {
-                    let wanted = webhook("http://127.0.0.1:9/", &["A"], None);
+                    let wanted = webhook("http://127.0.0.1:8080/", &["A"], None);
                     match client.try_create_webhook(ACCOUNT, &format!("w{number}"), wanted).await {
                         Err(status) if matches!(status.code(), Code::Aborted | Code::Unavailable) => {}
                         decided => return decided,

@@ -11,7 +11,8 @@ pub struct Budget {
     limit: usize,
     used: AtomicUsize,
     waiting: AtomicUsize,
-    waiters: Mutex<Vec<Arc<Notify>>>,
+    /// Who waits for how many bytes to be in use at most.
+    waiters: Mutex<Vec<(usize, Arc<Notify>)>>,
 }
 
 impl Budget {
@@ -35,30 +36,37 @@ impl Budget {
         self.limit
     }
 
-    /// Whether something may be loaded; if not, `waiter` is notified when it may.
-    fn has_room(&self, waiter: &Arc<Notify>) -> bool {
-        if self.used() < self.limit {
+    /// Whether less than `most` bytes are in use; if not, `waiter` is notified when they are.
+    fn is_below(&self, most: usize, waiter: &Arc<Notify>) -> bool {
+        if self.used() < most {
             return true;
         }
         {
             let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-            if !waiters.iter().any(|known| Arc::ptr_eq(known, waiter)) {
-                waiters.push(waiter.clone());
+            if !waiters
+                .iter()
+                .any(|(known, other)| *known == most && Arc::ptr_eq(other, waiter))
+            {
+                waiters.push((most, waiter.clone()));
             }
             self.waiting.store(waiters.len(), Ordering::SeqCst);
         }
         // Room may have been made before we stood in the list.
-        self.used() < self.limit
+        self.used() < most
     }
 
     fn put(&self, bytes: usize) {
-        let before = self.used.fetch_sub(bytes, Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) > 0 && before - bytes < self.limit {
+        let left = self.used.fetch_sub(bytes, Ordering::SeqCst).saturating_sub(bytes);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
             let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-            self.waiting.store(0, Ordering::SeqCst);
-            for waiter in waiters.drain(..) {
-                waiter.notify_one();
-            }
+            waiters.retain(|(most, waiter)| {
+                let still = left >= *most;
+                if !still {
+                    waiter.notify_one();
+                }
+                still
+            });
+            self.waiting.store(waiters.len(), Ordering::SeqCst);
         }
     }
 }
@@ -93,9 +101,15 @@ impl Purse {
         }
     }
 
-    /// Whether something may be loaded; if not, `waiter` is notified when it may.
+    /// Whether something of the queue may be loaded; if not, `waiter` is notified when it may.
     pub fn has_room(&self, waiter: &Arc<Notify>) -> bool {
-        self.budget.has_room(waiter)
+        self.budget.is_below(self.budget.limit, waiter)
+    }
+
+    /// Whether something parked may be loaded; if not, `waiter` is notified when it may. A quarter is left for the queue, so that the backlog of slow
+    /// receivers, which is what is mostly parked, cannot take the memory that the others' events flow through.
+    pub fn has_room_for_parked(&self, waiter: &Arc<Notify>) -> bool {
+        self.budget.is_below(self.budget.limit / 4 * 3, waiter)
     }
 
     /// Bytes in use by all, and how many there are.

@@ -1,5 +1,6 @@
 //! What workers and the ledger count, for the metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::attempt::Reason;
@@ -89,5 +90,21 @@ impl Counters {
         for (counter, count) in self.failed.iter().zip(tally.failed) {
             add(counter, count);
         }
+    }
+}
+
+/// Something that is counted while it lives.
+pub(super) struct Counted(Arc<Counters>, fn(&Counters) -> &AtomicI64);
+
+impl Counted {
+    pub(super) fn new(counters: Arc<Counters>, gauge: fn(&Counters) -> &AtomicI64) -> Self {
+        gauge(&counters).fetch_add(1, Ordering::Relaxed);
+        Self(counters, gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -239,15 +239,16 @@ impl Lane {
         entries.into_iter().map(|entry| self.parked_at(shard, entry)).collect()
     }
 
-    /// Takes the parked segments that are to be read now: those that are due, while there is room.
-    pub fn next_load(&mut self, shard: ShardId, now: Timestamp) -> Vec<Parked> {
+    /// Takes the parked segments that are to be read now: those that are due, while there is room (see [`Lane::admits`]; a lane that has run dry always
+    /// gets one).
+    pub fn next_load(&mut self, shard: ShardId, now: Timestamp, allowance: usize) -> Vec<Parked> {
         let mut segments = Vec::new();
         if self.reserved > 0 || self.is_held() || self.paused_until > now {
             return segments;
         }
         while let Some(first) = self.parked.first().copied() {
             let count = first.count.max(1) as usize;
-            let room = self.ready.is_empty() || self.ready.len() + self.reserved + count <= LANE_LIMIT;
+            let room = self.ready.is_empty() || self.ready.len() + self.reserved + count <= allowance.min(LANE_LIMIT);
             let fits =
                 segments.is_empty() || self.reserved + count <= LOAD_DELIVERIES && segments.len() < LOAD_SEGMENTS;
             if first.due > now || !room || !fits || self.bytes >= LANE_BYTES {

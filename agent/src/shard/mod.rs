@@ -11,7 +11,7 @@
 //!           └── moved to parked/S/… ◀──────────────────┘
 //!
 //! - [`ledger`]: one for the agent; writes the records of all its workers in bulk, guarded by the epoch of every shard in the transaction.
-//! - [`worker`]: the task around them.
+//! - `worker`: the task around them.
 //!
 //! Memory is bounded thrice: a lane holds at most so many deliveries, bytes and sources ([`lane`]); the whole agent loads at most so many bytes
 //! ([`budget`]), and gives lanes less room the scarcer they are; records that cannot be written stop the start of attempts ([`ledger`]).
@@ -24,10 +24,11 @@ pub mod feed;
 pub mod lane;
 pub mod ledger;
 pub mod queue;
+mod shards;
 pub mod state;
 mod worker;
 
-pub use worker::{Deps, Limits, Shards};
+pub use shards::{Deps, Limits, Shards};
 
 use async_trait::async_trait;
 use postrider_common::shard::ShardId;

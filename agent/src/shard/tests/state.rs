@@ -1,1 +1,542 @@
-//! Tests of the state.
+//! Tests of the state with the ledger's transactions: random histories against a model of the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use postrider_common::key::{self, Key};
+use postrider_common::model::webhook::Webhook;
+use postrider_common::shard::ShardId;
+use postrider_common::store::{Op, Revision};
+use postrider_common::time::Timestamp;
+use postrider_common::wire::stored;
+use proptest::prelude::*;
+
+use super::{BEGIN, account, event, segment, uid, webhook};
+use crate::attempt::{Outcome, Reason};
+use crate::shard::bits::Bits;
+use crate::shard::delivery::{Effects, Known, Load, Place, Record, Source, SourceId};
+use crate::shard::lane::{LANE_LIMIT, WAIT_LIMIT};
+use crate::shard::ledger::batch::{self, Book, read_progress};
+use crate::shard::state::{AttemptId, NOT_MADE_PAUSE, Start, State};
+
+const SHARD: ShardId = ShardId(3);
+const HOOKS: [&str; 3] = ["a", "b", "c"];
+
+/// What happens next.
+#[derive(Debug, Clone)]
+enum Step {
+    /// So many events for the webhooks whose bits are set; every fourth expires soon.
+    Publish { events: usize, hooks: u8 },
+    /// The attempt at this place among those under way ends.
+    End { which: usize, outcome: u8 },
+    /// Time passes.
+    Pass { millis: u64 },
+    /// The ledger writes; every so often its draft is refused and drawn up anew.
+    Write { refused: bool },
+    /// The store is full: the ledger deletes what it can.
+    DeleteOnly,
+    /// What was asked for is read.
+    Read,
+    /// A webhook is retired or activated.
+    Toggle { hook: usize },
+    /// A webhook is deleted and made anew.
+    Replace { hook: usize },
+    /// The agent dies, and another takes over from what the store holds.
+    Crash,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (1_usize..40, 1_u8..8).prop_map(|(events, hooks)| Step::Publish { events, hooks }),
+        1 => (400_usize..700, 1_u8..8).prop_map(|(events, hooks)| Step::Publish { events, hooks }),
+        12 => (0_usize..64, 0_u8..8).prop_map(|(which, outcome)| Step::End { which, outcome }),
+        4 => (0_u64..5_000).prop_map(|millis| Step::Pass { millis }),
+        6 => any::<bool>().prop_map(|refused| Step::Write { refused }),
+        1 => Just(Step::DeleteOnly),
+        5 => Just(Step::Read),
+        1 => (0_usize..3).prop_map(|hook| Step::Toggle { hook }),
+        1 => (0_usize..3).prop_map(|hook| Step::Replace { hook }),
+        1 => Just(Step::Crash),
+    ];
+    proptest::collection::vec(step, 1..80)
+}
+
+/// A delivery, as the model names it: event, and the uid of the webhook it is for.
+type Name = (String, String);
+
+struct World {
+    now: Timestamp,
+    revision: i64,
+    events: usize,
+    store: BTreeMap<Key, Bytes>,
+    hooks: Vec<(Webhook, Revision)>,
+    next_uid: u32,
+    accepted: BTreeSet<Name>,
+    delivered: BTreeMap<Name, u32>,
+    /// Delivered, but not yet recorded: may be repeated after a crash.
+    unrecorded: BTreeSet<Name>,
+    dead: BTreeSet<Name>,
+    repeatable: BTreeSet<Name>,
+    due: BTreeMap<Name, Timestamp>,
+    state: State,
+    effects: Effects,
+    book: Book,
+    flights: Vec<(AttemptId, Start)>,
+    loads: Vec<Load>,
+    progress: BTreeMap<Key, Bytes>,
+    next_source: u64,
+    queue: Vec<(Revision, Key)>,
+}
+
+impl World {
+    fn new() -> Self {
+        let hooks = HOOKS.iter().zip(1..).map(|(id, number)| {
+            let mut hook = webhook(id);
+            hook.uid = uid(number);
+            hook.max_in_flight = NonZeroU32::new(number * 2);
+            (hook, Revision(i64::from(number)))
+        });
+        Self {
+            now: BEGIN,
+            revision: 10,
+            events: 0,
+            store: BTreeMap::new(),
+            hooks: hooks.collect(),
+            next_uid: 10,
+            accepted: BTreeSet::new(),
+            delivered: BTreeMap::new(),
+            unrecorded: BTreeSet::new(),
+            dead: BTreeSet::new(),
+            repeatable: BTreeSet::new(),
+            due: BTreeMap::new(),
+            state: State::new(SHARD),
+            effects: Effects::default(),
+            book: Book::new(SHARD, Revision(9), None),
+            flights: Vec::new(),
+            loads: Vec::new(),
+            progress: BTreeMap::new(),
+            next_source: 0,
+            queue: Vec::new(),
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Publish { events, hooks } => self.publish(*events, *hooks),
+            Step::End { which, outcome } => self.end(*which, *outcome),
+            Step::Pass { millis } => {
+                self.now = self.now + Duration::from_millis(*millis);
+                self.state.tick(self.now, &mut self.effects);
+            }
+            Step::Write { refused } => self.write(*refused),
+            Step::DeleteOnly => self.delete_only(),
+            Step::Read => self.read(),
+            Step::Toggle { hook } => {
+                self.revision += 1;
+                let (hook, revision) = &mut self.hooks[*hook];
+                hook.active = !hook.active;
+                *revision = Revision(self.revision);
+                let known = Known::Found(Arc::new(hook.clone()), *revision);
+                self.state
+                    .changed(&account(), &hook.id, &known, self.now, &mut self.effects);
+            }
+            Step::Replace { hook } => self.replace(*hook),
+            Step::Crash => self.crash(),
+        }
+        self.pump();
+        self.check_lanes();
+        if matches!(step, Step::Write { .. } | Step::DeleteOnly | Step::Crash) {
+            self.check_store();
+        }
+    }
+
+    fn publish(&mut self, events: usize, mask: u8) {
+        self.revision += 1;
+        let events: Vec<_> = (0..events)
+            .map(|number| {
+                self.events += 1;
+                let mut event = (*event(&format!("e{}", self.events), self.now)).clone();
+                event.expire_time = (number % 4 == 3).then(|| self.now + Duration::from_secs(20));
+                Arc::new(event)
+            })
+            .collect();
+        let wanted = self.hooks.iter().enumerate().filter(|(at, _)| mask & (1 << at) != 0);
+        let mut targets = Vec::new();
+        for (_, (hook, revision)) in wanted {
+            for event in &events {
+                self.accepted.insert((event.id.to_string(), hook.uid.to_string()));
+            }
+            let mut one = segment(events.clone(), &[(hook.id.as_str(), 1)], *revision).targets;
+            one[0].webhook_uid = hook.uid.clone();
+            targets.append(&mut one);
+        }
+        let key = key::segment(SHARD, "w", u64::try_from(self.revision).unwrap());
+        let value = stored::pack(postrider_common::model::segment::Segment { events, targets });
+        self.store.insert(key.clone(), value);
+        self.queue.push((Revision(self.revision), key));
+    }
+
+    fn name(start: &Start) -> Name {
+        (start.event.id.to_string(), start.webhook.uid.to_string())
+    }
+
+    fn end(&mut self, which: usize, outcome: u8) {
+        if self.flights.is_empty() {
+            return;
+        }
+        let (attempt, start) = self.flights.swap_remove(which % self.flights.len());
+        let failed = |reason, retry_after| Outcome::Failed {
+            reason,
+            status: Some(500),
+            retry_after,
+        };
+        let outcome = match outcome {
+            0 => failed(Reason::Status, None),
+            1 => failed(Reason::Throttled, Some(Duration::from_secs(3))),
+            2 => Outcome::NotMade { why: "test".into() },
+            _ => Outcome::Delivered { status: 200 },
+        };
+        let name = Self::name(&start);
+        match &outcome {
+            Outcome::Delivered { .. } => {
+                *self.delivered.entry(name.clone()).or_default() += 1;
+                assert!(
+                    self.delivered[&name] == 1 || self.repeatable.contains(&name),
+                    "{name:?} came twice"
+                );
+                self.unrecorded.insert(name);
+            }
+            Outcome::Failed { .. } => {
+                // No attempt before half of the first delay.
+                self.due.insert(name, self.now + Duration::from_millis(499));
+            }
+            Outcome::NotMade { .. } => {
+                self.due.insert(name, self.now + NOT_MADE_PAUSE);
+            }
+        }
+        self.state.ended(attempt, outcome, self.now, 0.999, &mut self.effects);
+    }
+
+    fn replace(&mut self, hook: usize) {
+        self.revision += 1;
+        let gone = Known::Absent(Revision(self.revision));
+        let name = self.hooks[hook].0.id.clone();
+        self.state
+            .changed(&account(), &name, &gone, self.now, &mut self.effects);
+        self.revision += 1;
+        self.next_uid += 1;
+        self.hooks[hook].0.uid = uid(self.next_uid);
+        self.hooks[hook].1 = Revision(self.revision);
+        let known = Known::Found(Arc::new(self.hooks[hook].0.clone()), Revision(self.revision));
+        self.state
+            .changed(&account(), &name, &known, self.now, &mut self.effects);
+    }
+
+    /// Does what the shell does after every step.
+    fn pump(&mut self) {
+        for (revision, key) in std::mem::take(&mut self.queue) {
+            self.take_in(key, Place::Queue(revision));
+        }
+        while let Some(start) = self.state.start(self.now, &mut self.effects) {
+            let name = Self::name(&start);
+            let hook = self.hooks.iter().find(|(hook, _)| hook.id == start.webhook.id).unwrap();
+            assert!(
+                hook.0.active && hook.0.uid == start.webhook.uid,
+                "sent to a webhook that is not active"
+            );
+            assert!(
+                self.due.get(&name).is_none_or(|due| *due <= self.now),
+                "{name:?} was sent too early"
+            );
+            assert!(
+                start.event.expire_time.is_none_or(|expires| expires > self.now),
+                "expired, and sent"
+            );
+            assert!(start.event.event_info.is_some());
+            assert!(start.number <= 5, "beyond the policy");
+            self.flights.push((start.attempt, start));
+        }
+        for record in self.effects.records.drain(..) {
+            self.book.add(record);
+        }
+        self.loads.append(&mut self.effects.loads);
+    }
+
+    fn take_in(&mut self, key: Key, place: Place) {
+        let Some(value) = self.store.get(&key).cloned() else {
+            return;
+        };
+        self.next_source += 1;
+        let done = self.progress.remove(&key).unwrap_or_default();
+        let segment = stored::unpack(value).unwrap();
+        let source = Source::new(SHARD, SourceId(self.next_source), key, place, segment, &done);
+        let known = |origin: &crate::shard::delivery::Origin| {
+            let (hook, revision) = self.hooks.iter().find(|(hook, _)| hook.id == origin.webhook).unwrap();
+            if hook.uid == origin.uid {
+                Known::Found(Arc::new(hook.clone()), *revision)
+            } else {
+                Known::Replaced
+            }
+        };
+        let known: Vec<Known> = source.targets.iter().map(|target| known(&target.origin)).collect();
+        self.state.loaded(source, &known, self.now, &mut self.effects);
+        // At once: a source must be open before anything of it is recorded.
+        for record in self.effects.records.drain(..) {
+            self.book.add(record);
+        }
+    }
+
+    fn read(&mut self) {
+        for load in std::mem::take(&mut self.loads) {
+            for parked in &load.segments {
+                assert!(parked.due <= self.now, "read before anything is due");
+                self.take_in(key::parked_segment(parked), Place::Parked);
+            }
+            self.state.load_over(&load, self.now, &mut self.effects);
+        }
+    }
+
+    fn write(&mut self, refused: bool) {
+        let books = || std::iter::once((1, &self.book));
+        let Some(draft) = batch::draft(books(), self.now) else {
+            return;
+        };
+        if refused {
+            // Drawn up again it is the same: nothing of it was taken for done.
+            let again = batch::draft(books(), self.now).unwrap();
+            assert_eq!(draft.write, again.write);
+        }
+        assert!(draft.write.ops.len() <= batch::DRAFT_OPS);
+        postrider_common::store::check(&draft.write).unwrap();
+        self.apply(draft);
+    }
+
+    fn delete_only(&mut self) {
+        if let Some(draft) = batch::draft_deletions(std::iter::once((1, &self.book))) {
+            assert!(draft.write.ops.iter().all(|op| matches!(op, Op::Delete { .. })));
+            assert!(draft.write.ops.len() <= batch::DRAFT_OPS);
+            self.apply(draft);
+        }
+    }
+
+    fn apply(&mut self, draft: batch::Draft) {
+        for op in &draft.write.ops {
+            match op {
+                Op::Put { key, value, .. } => {
+                    let news = self.store.insert(key.clone(), value.clone()).is_none();
+                    assert!(news || *key == key::progress(SHARD), "{key} was written twice");
+                    if key::parse_dead(key).is_some() {
+                        for (name, state) in names(value) {
+                            assert!(!state.reason.is_empty());
+                            assert!(
+                                self.dead.insert(name.clone()) || self.repeatable.contains(&name),
+                                "{name:?} died twice"
+                            );
+                        }
+                    }
+                }
+                Op::Delete { key } => drop(self.store.remove(key)),
+            }
+        }
+        for part in &draft.parts {
+            batch::settle(&mut self.book, part);
+            for parked in &part.parked {
+                self.state.parked(parked, None, self.now, &mut self.effects);
+            }
+        }
+        if self.book.pending() == 0 && self.effects.records.is_empty() {
+            self.unrecorded.clear();
+        }
+    }
+
+    fn crash(&mut self) {
+        // Only what was under way, or delivered and not recorded, may come again.
+        self.repeatable.append(&mut self.unrecorded);
+        self.revision += 1;
+        self.flights.clear();
+        self.loads.clear();
+        self.effects = Effects::default();
+        self.state = State::new(SHARD);
+        self.due.clear();
+        let progress = self
+            .store
+            .get(&key::progress(SHARD))
+            .map(|value| read_progress(value.clone()).unwrap());
+        self.progress = progress.clone().unwrap_or_default();
+        self.book = Book::new(SHARD, Revision(self.revision), progress);
+        let keys: Vec<Key> = self.store.keys().cloned().collect();
+        for key in &keys {
+            if let Some(parked) = key::parse_parked(key) {
+                let (hook, revision) = self.hooks.iter().find(|(hook, _)| hook.id == parked.webhook).unwrap();
+                let known = Known::Found(Arc::new(hook.clone()), *revision);
+                self.state.parked(&parked, Some(&known), self.now, &mut self.effects);
+            }
+        }
+        let queue = keys
+            .into_iter()
+            .filter(|key| key.as_str().starts_with(key::queue(SHARD).as_str()));
+        self.queue = queue.map(|key| (Revision(self.revision), key)).collect();
+    }
+
+    /// What holds after every step.
+    fn check_lanes(&self) {
+        for lane in self.state.lanes() {
+            let (hook, _) = self.hooks.iter().find(|(hook, _)| hook.id == lane.webhook).unwrap();
+            assert!(lane.in_flight <= hook.max_in_flight.unwrap().get());
+            assert!(lane.ready_len() <= LANE_LIMIT + WAIT_LIMIT + 16, "{}", lane.ready_len());
+            assert!(lane.waiting_len() <= WAIT_LIMIT);
+            if lane.is_held() {
+                assert_eq!(lane.ready_len() + lane.waiting_len(), 0, "held in memory");
+            }
+        }
+    }
+
+    /// What holds whenever the store has changed.
+    fn check_store(&self) {
+        // Nothing is lost: what was accepted for a webhook that still exists was delivered, is dead, or waits in the store.
+        let waiting = self.waiting();
+        let alive: BTreeSet<String> = self.hooks.iter().map(|(hook, _)| hook.uid.to_string()).collect();
+        for name in self.accepted.iter().filter(|name| alive.contains(&name.1)) {
+            let ended = self.delivered.contains_key(name) || self.dead.contains(name);
+            assert!(ended || waiting.contains_key(name), "{name:?} was lost");
+        }
+        // What the store still owes, it owes once.
+        for (name, times) in waiting {
+            assert_eq!(times, 1, "{name:?} waits {times} times");
+            assert!(
+                !self.dead.contains(&name) || self.repeatable.contains(&name),
+                "{name:?} is dead and waits"
+            );
+        }
+    }
+
+    /// What the store owes: every delivery in it whose bit is not set.
+    fn waiting(&self) -> BTreeMap<Name, u32> {
+        let progress = self
+            .store
+            .get(&key::progress(SHARD))
+            .map(|value| read_progress(value.clone()).unwrap());
+        let progress = progress.unwrap_or_default();
+        let mut waiting = BTreeMap::new();
+        for (key, value) in &self.store {
+            if key::parse_dead(key).is_some() || *key == key::progress(SHARD) {
+                continue;
+            }
+            let names = names(value);
+            let done = Bits::read(
+                progress.get(key).map_or(&[], |done| done),
+                u32::try_from(names.len()).unwrap(),
+            );
+            for ((name, _), index) in names.into_iter().zip(0..) {
+                if !done.get(index) {
+                    *waiting.entry(name).or_default() += 1;
+                }
+            }
+        }
+        waiting
+    }
+
+    /// Receivers are well from now on: everything ends.
+    fn finish(&mut self) {
+        for hook in 0..self.hooks.len() {
+            if !self.hooks[hook].0.active {
+                self.step(&Step::Toggle { hook });
+            }
+        }
+        for _ in 0..2000 {
+            while !self.flights.is_empty() {
+                self.end(0, 7);
+                self.pump();
+            }
+            self.step(&Step::Write { refused: false });
+            self.step(&Step::Read);
+            let quiet = self.flights.is_empty() && self.book.pending() == 0 && self.loads.is_empty();
+            if quiet && self.waiting().is_empty() {
+                return;
+            }
+            if quiet {
+                self.step(&Step::Pass { millis: 2_000 });
+            }
+        }
+        panic!("it never ends: {:?}", self.store.keys().collect::<Vec<_>>());
+    }
+}
+
+fn names(value: &Bytes) -> Vec<(Name, postrider_common::model::segment::DeliveryState)> {
+    let segment = stored::unpack(value.clone()).unwrap();
+    let mut names = Vec::new();
+    for target in segment.targets {
+        for delivery in target.deliveries {
+            let event = segment.events[delivery.event as usize].id.to_string();
+            names.push(((event, target.webhook_uid.to_string()), delivery.state));
+        }
+    }
+    names
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_every_delivery_ends_once_and_the_store_owes_exactly_what_has_not_ended(steps in steps()) {
+        let mut world = World::new();
+        for step in &steps {
+            world.step(step);
+        }
+        world.finish();
+        prop_assert_eq!(world.state.in_flight(), 0);
+        prop_assert_eq!(world.state.open_sources(), 0);
+        prop_assert_eq!(world.state.lanes().count(), 0);
+        prop_assert!(world.store.keys().all(|key| key::parse_dead(key).is_some()), "{:?}", world.store.keys().collect::<Vec<_>>());
+        let ended: BTreeSet<_> = world.delivered.keys().chain(&world.dead).cloned().collect();
+        let alive: BTreeSet<String> = world.hooks.iter().map(|(hook, _)| hook.uid.to_string()).collect();
+        for name in world.accepted.iter().filter(|name| alive.contains(&name.1)) {
+            prop_assert!(ended.contains(name), "{:?}", name);
+        }
+    }
+}
+
+#[test]
+fn a_receivers_wish_to_be_left_alone_holds_for_its_whole_lane() {
+    let mut world = World::new();
+    world.step(&Step::Publish { events: 10, hooks: 1 });
+    assert_eq!(world.flights.len(), 2);
+    world.step(&Step::End { which: 0, outcome: 1 });
+    world.step(&Step::End { which: 0, outcome: 7 });
+    assert!(world.flights.is_empty());
+    world.step(&Step::Pass { millis: 2_999 });
+    assert!(world.flights.is_empty());
+    world.step(&Step::Pass { millis: 1 });
+    assert_eq!(world.flights.len(), 2);
+}
+
+#[test]
+fn records_of_deliveries_free_their_memory_when_they_are_over_and_not_before_they_are_written_when_they_move() {
+    let mut world = World::new();
+    world.publish(2, 1);
+    let (revision, key) = world.queue.remove(0);
+    world.take_in(key, Place::Queue(revision));
+    let starts: Vec<Start> = std::iter::from_fn(|| world.state.start(world.now, &mut world.effects)).collect();
+    let delivered = Outcome::Delivered { status: 200 };
+    world
+        .state
+        .ended(starts[0].attempt, delivered, world.now, 0.0, &mut world.effects);
+    let freed = world.effects.freed;
+    assert!(freed > 0);
+    let failed = Outcome::Failed {
+        reason: Reason::Timeout,
+        status: None,
+        retry_after: None,
+    };
+    world
+        .state
+        .ended(starts[1].attempt, failed, world.now, 0.0, &mut world.effects);
+    assert_eq!(world.effects.freed, freed);
+    assert!(matches!(
+        &world.effects.records[..],
+        [Record::Over { .. }, Record::Moved(_)]
+    ));
+}

@@ -689,10 +689,10 @@ async fn a_slow_receiver_does_not_hold_up_another_and_memory_stays_within_the_li
         .eventually("all of the quick one's are delivered", async || quick() == 2000)
         .await;
     assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
-    // The slow one's wait in few packed segments, not in two thousand of the queue.
+    // The slow one's wait in packed segments: its lane keeps few of the queue's from being deleted.
     world
-        .eventually("the queue is nearly empty", async || {
-            world.keys(&key::queue(SHARD)).await.len() < 20
+        .eventually("most of the queue is packed", async || {
+            world.keys(&key::queue(SHARD)).await.len() <= crate::shard::lane::LANE_SOURCES + 4
         })
         .await;
     world.receiver.answers(|_| (Duration::from_millis(5), DELIVERED));

@@ -1,61 +1,35 @@
 //! The task of one shard: feeds the state, makes the attempts it asks for, hands its records to the ledger.
 
+mod intake;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use postrider_common::entropy::SharedEntropy;
-use postrider_common::id::AgentId;
-use postrider_common::key::{self, Key};
-use postrider_common::store::SharedStore;
+use postrider_common::key::Key;
 use postrider_common::task;
-use postrider_common::time::{SharedClock, Timestamp};
+use postrider_common::time::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
+use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, broadcast, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{Budget, Purse};
-use super::counters::{Counters, Tally};
-use super::delivery::{Effects, Known, Load, Place, Source, SourceId};
-use super::feed::{self, Feed, Found, Got, Wanted};
-use super::lane::LANE_LIMIT;
-use super::ledger::{Ledger, Pen};
-use super::queue::Waiting;
+use super::Tenure;
+use super::budget::Purse;
+use super::counters::{Counted, Tally};
+use super::delivery::{Effects, Known, Load};
+use super::feed::{self, Feed, Found, Got};
+use super::ledger::Pen;
+use super::shards::{Command, Shards};
 use super::state::{AttemptId, Start, State};
-use super::{Running, Tenure, Work};
-use crate::attempt::{Attempt, Outcome, Sender, Sent};
-use crate::catalog::{Catalog, Changed};
-
-/// Queue segments taken in before attempts are started again: the first ones should not wait for the last.
-const SEGMENTS_A_TURN: usize = 8;
-
-/// Queue segments read in one request, and requests under way at once: enough to hide the store's latency behind a backlog, few enough to stay within
-/// the budget by little.
-const SEGMENTS_A_READ: usize = 4;
-
-/// See [`SEGMENTS_A_READ`].
-const READS_AT_ONCE: usize = 2;
-
-/// Reads of parked segments under way at once in one worker.
-const LOADS_AT_ONCE: usize = 4;
-
-/// Bytes that a queue segment is expected to take until it was read: the usual 70 KB, unpacked.
-const QUEUE_ESTIMATE: usize = 256 << 10;
-
-/// Bytes that a parked segment is expected to take until it was read: see `batch::PACK_BYTES`.
-const PARKED_ESTIMATE: usize = 64 << 10;
-
-/// Sources that a shard should have open: each that is not over costs some seventy bytes in every progress write. Lanes get less room the more there are.
-const OPEN_SOURCES: usize = 2048;
+use crate::attempt::{Attempt, Outcome, Sent};
+use crate::catalog::Changed;
 
 /// The longest sleep: the wall clock may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
@@ -66,170 +40,13 @@ const UNSAFE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the tasks of a worker that ends may take to notice.
 const STOP_GRACE: Duration = Duration::from_millis(100);
 
-/// What an agent may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of deliveries in memory, approximately.
-    pub bytes: usize,
-    /// Attempts under way.
-    pub attempts: usize,
-    /// How long attempts under way may still take when a shard is released; then they are cut, and repeated by the next owner.
-    pub grace: Duration,
-}
-
-impl Default for Limits {
-    /// 64 MiB, 8,192 attempts (each is a socket and some 50 KB), 800 ms (a receiver that is well answers in that time, and a shard is handed over within
-    /// a second).
-    fn default() -> Self {
-        Self {
-            bytes: 64 << 20,
-            attempts: 8192,
-            grace: Duration::from_millis(800),
-        }
-    }
-}
-
-/// What workers need.
-#[derive(Clone)]
-pub struct Deps {
-    /// The store.
-    pub store: SharedStore,
-    /// The agent's name: begins the name of the ledger's marks.
-    pub agent: AgentId,
-    /// Makes attempts.
-    pub sender: Arc<dyn Sender>,
-    /// All webhooks.
-    pub catalog: Catalog,
-    /// Wall time.
-    pub clock: SharedClock,
-    /// Chance.
-    pub entropy: SharedEntropy,
-    /// What is counted.
-    pub counters: Arc<Counters>,
-}
-
-/// Starts workers: all that an agent's workers share.
-#[derive(Clone)]
-pub struct Shards {
-    deps: Deps,
-    limits: Limits,
-    group: task::Group,
-    ledger: Ledger,
-    budget: Arc<Budget>,
-    attempts: Arc<Semaphore>,
-    counters: Arc<Counters>,
-}
-
-impl Shards {
-    /// Starts the ledger; workers will be tasks of `group`. They end when they are released or abandoned: release them before the group is shut down.
-    pub fn new(deps: Deps, limits: Limits, group: &task::Group) -> Self {
-        let counters = deps.counters.clone();
-        let ledger = Ledger::spawn(
-            group,
-            deps.store.clone(),
-            deps.agent.clone(),
-            deps.clock.clone(),
-            deps.entropy.clone(),
-            counters.clone(),
-        );
-        Self {
-            deps,
-            limits,
-            group: group.clone(),
-            ledger,
-            budget: Arc::new(Budget::new(limits.bytes)),
-            attempts: Arc::new(Semaphore::new(limits.attempts)),
-            counters,
-        }
-    }
-
-    /// What is counted.
-    pub fn counters(&self) -> &Arc<Counters> {
-        &self.counters
-    }
-
-    /// Bytes of deliveries in memory.
-    pub fn loaded_bytes(&self) -> usize {
-        self.budget.used()
-    }
-}
-
-impl Work for Shards {
-    fn start(&self, tenure: Tenure) -> Box<dyn Running> {
-        let (command, commands) = oneshot::channel();
-        let (done, fenced) = (CancellationToken::new(), CancellationToken::new());
-        let handle = Handle {
-            command,
-            done: done.clone(),
-            fenced: fenced.clone(),
-        };
-        let shards = self.clone();
-        self.group.spawn("shard", async move {
-            let _done = done.drop_guard();
-            let _counted = Counted::new(shards.counters.clone(), |counters| &counters.shards);
-            let shard = tenure.shard;
-            tracing::debug!(%shard, epoch = %tenure.epoch, "shard started");
-            let lost = tenure.lease.lost().clone();
-            let end = Worker::run(shards, tenure, commands, fenced.clone(), lost).await;
-            tracing::debug!(%shard, ?end, "shard ended");
-        });
-        Box::new(handle)
-    }
-}
-
-struct Handle {
-    command: oneshot::Sender<Command>,
-    done: CancellationToken,
-    fenced: CancellationToken,
-}
-
-#[async_trait]
-impl Running for Handle {
-    async fn release(self: Box<Self>) {
-        // An error means that the worker has ended.
-        let _ = self.command.send(Command::Release);
-        self.done.cancelled().await;
-    }
-
-    async fn abandon(self: Box<Self>) {
-        let _ = self.command.send(Command::Abandon);
-        self.done.cancelled().await;
-    }
-
-    fn fenced(&self) -> CancellationToken {
-        self.fenced.clone()
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Command {
-    Release,
-    Abandon,
-}
-
 /// How a worker ended.
 #[derive(Debug)]
-enum End {
+pub(super) enum End {
     Released,
     Abandoned,
     LeaseLost,
     Fenced,
-}
-
-/// Something that is counted while it lives.
-struct Counted(Arc<Counters>, fn(&Counters) -> &std::sync::atomic::AtomicI64);
-
-impl Counted {
-    fn new(counters: Arc<Counters>, gauge: fn(&Counters) -> &std::sync::atomic::AtomicI64) -> Self {
-        gauge(&counters).fetch_add(1, Ordering::Relaxed);
-        Self(counters, gauge)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A read that was under way.
@@ -243,7 +60,7 @@ struct Read {
 
 type PermitWait = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
 
-struct Worker {
+pub(super) struct Worker {
     shards: Shards,
     tenure: Tenure,
     state: State,
@@ -266,7 +83,8 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(
+    /// Works until told otherwise, or until the tenure is over.
+    pub(super) async fn run(
         shards: Shards,
         tenure: Tenure,
         mut commands: oneshot::Receiver<Command>,
@@ -400,6 +218,7 @@ impl Worker {
     fn turn(&mut self) {
         let now = self.now();
         self.look_at = None;
+        self.state.allow(self.allowance());
         for parked in self.pen.take_written() {
             self.state.parked(&parked, None, now, &mut self.effects);
         }
@@ -419,155 +238,6 @@ impl Worker {
         // To the whole millisecond above, so that it is due when the sleep is over.
         let pause = at.map_or(LONGEST_SLEEP, |at| at.saturating_since(self.now()).min(LONGEST_SLEEP));
         Instant::now() + pause
-    }
-
-    /// Takes in what the queue holds, and asks for what has to be read.
-    fn read_on(&mut self, now: Timestamp) {
-        self.load_parked();
-        for _ in 0..SEGMENTS_A_TURN {
-            if !self.may_load() {
-                return;
-            }
-            let Some(waiting) = self.feed.pop_kept() else {
-                return self.read_queue();
-            };
-            let (wanted, value) = self.wanted_from_queue(waiting);
-            match feed::open(self.tenure.shard, &wanted, value.unwrap_or_default()) {
-                None => self.unreadable(),
-                Some(source) => self.take_in(source, now),
-            }
-        }
-        // There may be more: after this turn.
-        self.wake.notify_one();
-    }
-
-    fn may_load(&self) -> bool {
-        self.pen.may_start() && self.purse.has_room(&self.wake)
-    }
-
-    fn wanted_from_queue(&mut self, waiting: Waiting) -> (Wanted, Option<Bytes>) {
-        let wanted = self.wanted(waiting.key, Place::Queue(waiting.revision));
-        (wanted, waiting.value)
-    }
-
-    fn wanted(&mut self, key: Key, place: Place) -> Wanted {
-        self.next_source += 1;
-        Wanted {
-            id: SourceId(self.next_source),
-            done: self.progress.remove(&key).unwrap_or_default(),
-            key,
-            place,
-        }
-    }
-
-    /// Takes in a segment whose value was at hand.
-    fn take_in(&mut self, source: Source, now: Timestamp) {
-        match feed::peek(&self.shards.deps.catalog, &source) {
-            Some(known) => self.loaded(source, &known, now),
-            None => {
-                let catalog = self.shards.deps.catalog.clone();
-                let reserved = source.bytes;
-                self.purse.take(reserved);
-                self.queue_reads += 1;
-                self.reads.spawn(async move {
-                    let known = feed::resolve(&catalog, &source).await;
-                    Read {
-                        load: None,
-                        got: vec![Got::Source(source, known)],
-                        reserved,
-                    }
-                });
-            }
-        }
-    }
-
-    fn loaded(&mut self, source: Source, known: &[Known], now: Timestamp) {
-        self.purse.take(source.bytes);
-        let allowance = self.allowance();
-        self.state.loaded(source, known, now, allowance, &mut self.effects);
-    }
-
-    /// How many ready deliveries a lane may have at the moment, so that slow receivers cannot take all the memory.
-    fn allowance(&self) -> usize {
-        let (used, limit) = self.purse.level();
-        let eighths = |part: usize, whole: usize| part.saturating_mul(8) / whole.max(1);
-        match eighths(used, limit).max(eighths(self.state.open_sources(), OPEN_SOURCES)) {
-            0..=3 => LANE_LIMIT,
-            4 | 5 => LANE_LIMIT / 8,
-            6 => LANE_LIMIT / 64,
-            _ => 1,
-        }
-    }
-
-    fn read_queue(&mut self) {
-        while self.queue_reads < READS_AT_ONCE && self.may_load() {
-            let waiting = self.feed.pop_unread(SEGMENTS_A_READ);
-            if waiting.is_empty() {
-                return;
-            }
-            let wanted = waiting
-                .into_iter()
-                .map(|waiting| self.wanted_from_queue(waiting).0)
-                .collect();
-            self.queue_reads += 1;
-            self.read(None, wanted, QUEUE_ESTIMATE);
-        }
-    }
-
-    fn load_parked(&mut self) {
-        self.loads.extend(self.effects.loads.drain(..));
-        while self.reads.len() < READS_AT_ONCE + LOADS_AT_ONCE && !self.loads.is_empty() && self.may_load() {
-            let Some(load) = self.loads.pop_front() else { return };
-            let segments = load.segments.iter();
-            let wanted = segments
-                .map(|parked| self.wanted(key::parked_segment(parked), Place::Parked))
-                .collect();
-            self.read(Some(load), wanted, PARKED_ESTIMATE);
-        }
-    }
-
-    fn read(&mut self, load: Option<Load>, wanted: Vec<Wanted>, estimate: usize) {
-        let reserved = wanted.len() * estimate;
-        self.purse.take(reserved);
-        let deps = &self.shards.deps;
-        let read = feed::read(deps.store.clone(), deps.catalog.clone(), self.tenure.shard, wanted);
-        self.reads.spawn(async move {
-            Read {
-                load,
-                got: read.await,
-                reserved,
-            }
-        });
-    }
-
-    fn read_ended(&mut self, read: Result<Read, tokio::task::JoinError>) {
-        let read = match read {
-            Ok(read) => read,
-            Err(error) => {
-                // The segments stay in the store, for the next owner.
-                tracing::error!(%error, shard = %self.tenure.shard, "reading segments failed");
-                return;
-            }
-        };
-        let now = self.now();
-        self.purse.put(read.reserved);
-        if read.load.is_none() {
-            self.queue_reads -= 1;
-        }
-        for got in read.got {
-            match got {
-                Got::Source(source, known) => self.loaded(source, &known, now),
-                Got::Missing(key) => tracing::warn!(%key, "a segment is not in the store any more"),
-                Got::Unreadable(_) => self.unreadable(),
-            }
-        }
-        if let Some(load) = read.load {
-            self.state.load_over(&load, now, &mut self.effects);
-        }
-    }
-
-    fn unreadable(&self) {
-        self.shards.counters.unreadable.fetch_add(1, Ordering::Relaxed);
     }
 
     fn start_attempts(&mut self, now: Timestamp) {

@@ -2,6 +2,8 @@
 //!
 //! Every delivery that was loaded ends exactly once for its source, with one record: over (delivered, dropped) or moved (parked, dead).
 
+mod outcome;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -9,14 +11,12 @@ use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked};
 use postrider_common::model::segment::Event;
 use postrider_common::model::webhook::Webhook;
-use postrider_common::retry::Next;
 use postrider_common::shard::ShardId;
 use postrider_common::time::Timestamp;
 
-use super::counters::Tally;
-use super::delivery::{Delivery, Destination, Effects, Known, Load, Moved, Place, Record, Source, SourceId};
-use super::lane::{Config, Lane};
-use crate::attempt::{Outcome, Reason};
+use crate::shard::counters::Tally;
+use crate::shard::delivery::{Delivery, Destination, Effects, Known, Load, Moved, Place, Record, Source, SourceId};
+use crate::shard::lane::{Config, LANE_LIMIT, Lane};
 
 /// How long a lane rests after an attempt that could not be made: what is missing (a lease, a file descriptor, a name server) rarely comes back faster.
 pub const NOT_MADE_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
@@ -61,6 +61,7 @@ pub struct State {
     flights: Vec<Option<Flight>>,
     vacant_flights: Vec<usize>,
     in_flight: usize,
+    allowance: usize,
     /// Deliveries of each source that have not ended. Never iterated: its order means nothing.
     open: HashMap<SourceId, usize>,
     /// What happened since the shell last took it.
@@ -80,6 +81,7 @@ impl State {
             flights: Vec::new(),
             vacant_flights: Vec::new(),
             in_flight: 0,
+            allowance: LANE_LIMIT,
             open: HashMap::new(),
             tally: Tally::default(),
         }
@@ -138,9 +140,13 @@ impl State {
         self.settle(at, now, effects);
     }
 
-    /// A segment was read. `known` says what is known about each of its targets' webhooks; `allowance` is how many ready deliveries a lane may have
-    /// at the moment (see [`Lane::admits`]).
-    pub fn loaded(&mut self, source: Source, known: &[Known], now: Timestamp, allowance: usize, effects: &mut Effects) {
+    /// How many ready deliveries a lane may have from now on (see [`Lane::admits`]); at first [`LANE_LIMIT`].
+    pub const fn allow(&mut self, allowance: usize) {
+        self.allowance = allowance;
+    }
+
+    /// A segment was read. `known` says what is known about each of its targets' webhooks.
+    pub fn loaded(&mut self, source: Source, known: &[Known], now: Timestamp, effects: &mut Effects) {
         let count: usize = source.targets.iter().map(|target| target.deliveries.len()).sum();
         if count > 0 {
             self.open.insert(source.id, count);
@@ -164,9 +170,7 @@ impl State {
             for delivery in target.deliveries {
                 match known {
                     Known::Absent(_) | Known::Replaced => self.abandon(&delivery, effects),
-                    Known::Found(..) | Known::Unreadable => {
-                        self.place(at, delivery, source.place, now, allowance, effects)
-                    }
+                    Known::Found(..) | Known::Unreadable => self.place(at, delivery, source.place, now, effects),
                 }
             }
             self.enforce(at, now, effects);
@@ -287,97 +291,9 @@ impl State {
         Some(start)
     }
 
-    /// An attempt ended. `fraction` in `0.0..1.0` is the jitter of the next one.
-    pub fn ended(
-        &mut self,
-        attempt: AttemptId,
-        outcome: Outcome,
-        now: Timestamp,
-        fraction: f64,
-        effects: &mut Effects,
-    ) {
-        let Some(flight) = self.flights.get_mut(attempt.0).and_then(Option::take) else {
-            return;
-        };
-        self.vacant_flights.push(attempt.0);
-        self.in_flight -= 1;
-        let (at, delivery) = (flight.lane, flight.delivery);
-        let Some(lane) = self.lane(at) else { return };
-        lane.in_flight -= 1;
-        lane.forget(delivery.bytes);
-        match outcome {
-            Outcome::Delivered { .. } => {
-                self.tally.delivered += 1;
-                self.over(&delivery, effects);
-            }
-            Outcome::Failed {
-                reason,
-                status,
-                retry_after,
-            } => {
-                if reason == Reason::Throttled
-                    && let Some(wish) = retry_after
-                {
-                    let pause = wish.min(flight.webhook.retry.max_delay);
-                    lane.paused_until = lane.paused_until.max(now + pause);
-                }
-                let policy = match &lane.config {
-                    Config::Known(webhook, _) => webhook.retry,
-                    Config::Unknown | Config::Unreadable | Config::Gone(_) => flight.webhook.retry,
-                };
-                self.tally.failed(reason);
-                let mut delivery = delivery;
-                delivery.state.attempts = delivery.state.attempts.saturating_add(1);
-                delivery.state.status = status;
-                reason.as_str().clone_into(&mut delivery.state.reason);
-                let accepted = delivery.event.accept_time;
-                let next = policy.next(delivery.state.attempts, accepted, now, retry_after, fraction);
-                self.after_failure(at, delivery, next, now, effects);
-            }
-            Outcome::NotMade { .. } => {
-                lane.paused_until = lane.paused_until.max(now + NOT_MADE_PAUSE);
-                lane.put_back(delivery);
-                self.tally.not_made += 1;
-                self.enforce(at, now, effects);
-            }
-        }
-        self.settle(at, now, effects);
-    }
-
-    fn after_failure(&mut self, at: usize, mut delivery: Delivery, next: Next, now: Timestamp, effects: &mut Effects) {
-        let over = match self.lane(at).map(|lane| &lane.config) {
-            Some(Config::Gone(_)) => true,
-            Some(Config::Known(webhook, _)) => webhook.uid != delivery.origin.uid,
-            Some(Config::Unknown | Config::Unreadable) | None => false,
-        };
-        if over {
-            return self.abandon(&delivery, effects);
-        }
-        match next {
-            Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= due) => {
-                self.die(delivery, EXPIRED, now, effects);
-            }
-            Next::At(due) => {
-                delivery.state.due = due;
-                self.park(at, delivery, effects);
-            }
-            Next::UsedUp(_) => {
-                let reason = std::mem::take(&mut delivery.state.reason);
-                self.die(delivery, &reason, now, effects);
-            }
-        }
-    }
-
     /// Puts a delivery that was read where it belongs.
-    fn place(
-        &mut self,
-        at: usize,
-        mut delivery: Delivery,
-        place: Place,
-        now: Timestamp,
-        allowance: usize,
-        effects: &mut Effects,
-    ) {
+    fn place(&mut self, at: usize, mut delivery: Delivery, place: Place, now: Timestamp, effects: &mut Effects) {
+        let allowance = self.allowance;
         let Some(lane) = self.lane(at) else { return };
         let fits = match place {
             Place::Queue(_) => {
@@ -486,12 +402,12 @@ impl State {
 
     /// Draws the consequences after anything changed in a lane.
     fn settle(&mut self, at: usize, now: Timestamp, effects: &mut Effects) {
-        let shard = self.shard;
+        let (shard, allowance) = (self.shard, self.allowance);
         let Some(lane) = self.lanes.get_mut(at).and_then(Option::as_mut) else {
             return;
         };
         lane.promote(now);
-        let segments = lane.next_load(shard, now);
+        let segments = lane.next_load(shard, now, allowance);
         if !segments.is_empty() {
             effects.loads.push(Load { segments });
         }

@@ -1,0 +1,163 @@
+//! What all workers of an agent share, and how they are started and stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use postrider_common::entropy::SharedEntropy;
+use postrider_common::id::AgentId;
+use postrider_common::store::SharedStore;
+use postrider_common::task;
+use postrider_common::time::SharedClock;
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::budget::Budget;
+use super::counters::{Counted, Counters};
+use super::ledger::Ledger;
+use super::worker::Worker;
+use super::{Running, Tenure, Work};
+use crate::attempt::Sender;
+use crate::catalog::Catalog;
+
+/// What an agent may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of deliveries in memory, approximately.
+    pub bytes: usize,
+    /// Attempts under way.
+    pub attempts: usize,
+    /// How long attempts under way may still take when a shard is released; then they are cut, and repeated by the next owner.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    /// 64 MiB, 8,192 attempts (each is a socket and some 50 KB), 800 ms (a receiver that is well answers in that time, and a shard is handed over within
+    /// a second).
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 20,
+            attempts: 8192,
+            grace: Duration::from_millis(800),
+        }
+    }
+}
+
+/// What workers need.
+#[derive(Clone)]
+pub struct Deps {
+    /// The store.
+    pub store: SharedStore,
+    /// The agent's name: begins the name of the ledger's marks.
+    pub agent: AgentId,
+    /// Makes attempts.
+    pub sender: Arc<dyn Sender>,
+    /// All webhooks.
+    pub catalog: Catalog,
+    /// Wall time.
+    pub clock: SharedClock,
+    /// Chance.
+    pub entropy: SharedEntropy,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+}
+
+/// Starts workers: all that an agent's workers share.
+#[derive(Clone)]
+pub struct Shards {
+    pub(super) deps: Deps,
+    pub(super) limits: Limits,
+    pub(super) group: task::Group,
+    pub(super) ledger: Ledger,
+    pub(super) budget: Arc<Budget>,
+    pub(super) attempts: Arc<Semaphore>,
+    pub(super) counters: Arc<Counters>,
+}
+
+impl Shards {
+    /// Starts the ledger; workers will be tasks of `group`. They end when they are released or abandoned: release them before the group is shut down.
+    pub fn new(deps: Deps, limits: Limits, group: &task::Group) -> Self {
+        let counters = deps.counters.clone();
+        let ledger = Ledger::spawn(
+            group,
+            deps.store.clone(),
+            deps.agent.clone(),
+            deps.clock.clone(),
+            deps.entropy.clone(),
+            counters.clone(),
+        );
+        Self {
+            deps,
+            limits,
+            group: group.clone(),
+            ledger,
+            budget: Arc::new(Budget::new(limits.bytes)),
+            attempts: Arc::new(Semaphore::new(limits.attempts)),
+            counters,
+        }
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Bytes of deliveries in memory.
+    pub fn loaded_bytes(&self) -> usize {
+        self.budget.used()
+    }
+}
+
+impl Work for Shards {
+    fn start(&self, tenure: Tenure) -> Box<dyn Running> {
+        let (command, commands) = oneshot::channel();
+        let (done, fenced) = (CancellationToken::new(), CancellationToken::new());
+        let handle = Handle {
+            command,
+            done: done.clone(),
+            fenced: fenced.clone(),
+        };
+        let shards = self.clone();
+        self.group.spawn("shard", async move {
+            let _done = done.drop_guard();
+            let _counted = Counted::new(shards.counters.clone(), |counters| &counters.shards);
+            let shard = tenure.shard;
+            tracing::debug!(%shard, epoch = %tenure.epoch, "shard started");
+            let lost = tenure.lease.lost().clone();
+            let end = Worker::run(shards, tenure, commands, fenced.clone(), lost).await;
+            tracing::debug!(%shard, ?end, "shard ended");
+        });
+        Box::new(handle)
+    }
+}
+
+struct Handle {
+    command: oneshot::Sender<Command>,
+    done: CancellationToken,
+    fenced: CancellationToken,
+}
+
+#[async_trait]
+impl Running for Handle {
+    async fn release(self: Box<Self>) {
+        // An error means that the worker has ended.
+        let _ = self.command.send(Command::Release);
+        self.done.cancelled().await;
+    }
+
+    async fn abandon(self: Box<Self>) {
+        let _ = self.command.send(Command::Abandon);
+        self.done.cancelled().await;
+    }
+
+    fn fenced(&self) -> CancellationToken {
+        self.fenced.clone()
+    }
+}
+
+/// What a worker is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Command {
+    Release,
+    Abandon,
+}

@@ -110,11 +110,14 @@ fn strict_authority(text: &str) -> Result<&str, UrlError> {
     if text.len() > MAX_BYTES {
         return fail("TOO_LONG", "must be at most 2,048 bytes");
     }
-    if text.chars().any(|char| char.is_control() || char.is_whitespace()) {
-        return fail("CONTROL_CHARACTER", "must not contain spaces or control characters");
-    }
-    if text.contains('\\') {
-        return fail("MALFORMED", "must not contain a backslash");
+    if text
+        .chars()
+        .any(|char| char.is_control() || char.is_whitespace() || char == '\\')
+    {
+        return fail(
+            "CONTROL_CHARACTER",
+            "must not contain spaces, backslashes or control characters",
+        );
     }
     let in_scheme = |char: char| char.is_ascii_alphanumeric() || "+-.".contains(char);
     let (scheme, rest) = match text.split_once(':') {

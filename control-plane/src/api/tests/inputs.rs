@@ -157,7 +157,7 @@ async fn urls_that_are_not_listeners_are_refused() {
         ),
         (
             vec!["http:\\\\127.0.0.1\\", "http://example.com\\@169.254.169.254/"],
-            "MALFORMED",
+            "CONTROL_CHARACTER",
         ),
         (
             vec![

@@ -136,7 +136,7 @@ async fn what_waits_for_a_retired_webhook_is_held_until_it_is_active_again() {
     cluster.drained(SOON).await;
     assert_eq!(
         (accepted("/marker"), accepted("/retired")),
-        (20, 10),
+        (30, 10),
         "what was published while it was retired is dropped"
     );
 }

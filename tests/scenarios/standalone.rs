@@ -62,7 +62,11 @@ async fn an_embedded_store_keeps_what_was_accepted_over_kill_9() {
     receiver
         .until("what was published after", SOON, |log| log.has("/kept", "late"))
         .await;
-    assert_eq!((receiver.log().repeats(), receiver.log().unproven()), (0, 0));
+    let counts = {
+        let log = receiver.log();
+        (log.repeats(), log.unproven())
+    };
+    assert_eq!(counts, (0, 0));
     second.signal("TERM").await;
     assert!(second.ended(SOON).await.success(), "{}", second.tail());
 }

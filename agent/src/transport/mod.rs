@@ -57,14 +57,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Room for a hundred dead webhooks that hold their 32 requests until the timeout, next to those that live; idle connections for 64 concurrent
-    /// requests a host, which at 5 ms each is more than 10,000 a second.
+    /// Room for a hundred dead webhooks that hold their 32 requests until the timeout, next to those that live; as many idle connections
+    /// to a host as requests may be under way to it, so that none is opened again under a steady load.
     fn default() -> Self {
         Self {
             in_flight: 4096,
             in_flight_per_host: 256,
             idle: 2048,
-            idle_per_host: 64,
+            idle_per_host: 256,
         }
     }
 }

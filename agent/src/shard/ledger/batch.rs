@@ -44,6 +44,8 @@ pub struct Book {
     pending: VecDeque<Record>,
     /// `progress/S` exists.
     stored: bool,
+    /// It may name segments that are gone: left by a former owner, or deleted while the store took no puts.
+    stale: bool,
     next_number: u64,
 }
 
@@ -90,13 +92,14 @@ enum Taken {
 }
 
 impl Book {
-    /// The book of a shard that was just taken. `progress` is what `progress/S` held, `None` if there is no such key.
+    /// The book of a shard that was just taken. `progress` is what `progress/S` says of segments that exist, `None` if there is no such key.
     pub fn new(shard: ShardId, epoch: Revision, progress: Option<BTreeMap<Key, Bytes>>) -> Self {
         Self {
             shard,
             epoch,
             sources: BTreeMap::new(),
             stored: progress.is_some(),
+            stale: progress.is_some(),
             unopened: progress.unwrap_or_default(),
             pending: VecDeque::new(),
             next_number: 1,
@@ -200,8 +203,12 @@ pub fn draft_deletions<'a>(books: impl Iterator<Item = (u64, &'a Book)>) -> Opti
 /// A draft's part was committed.
 pub fn settle(book: &mut Book, part: &Part) {
     match &part.taken {
-        Taken::First(count) => drop(book.pending.drain(..*count)),
+        Taken::First(count) => {
+            book.pending.drain(..*count);
+            book.stale = false;
+        }
         Taken::Places(places) => {
+            book.stale = book.stored;
             let mut place = 0;
             book.pending.retain(|_| {
                 place += 1;

@@ -370,26 +370,20 @@ impl<'a, 'r> Drawing<'a, 'r> {
 
     /// Sets a delivery's bit, if there is room for `more` operations and the deletion of its source.
     fn end(&mut self, source: SourceId, index: u32, more: usize) -> bool {
-        let Some(open) = self.book.sources.get(&source) else {
-            // Never opened: a mistake of the worker's. Taking it changes nothing in the store.
-            return more == 0 || self.spend(more);
-        };
-        let done = self.touched.entry(source).or_insert_with(|| open.done.clone());
-        let last = !done.get(index) && done.count() + 1 == done.total();
-        let ops = more + usize::from(last);
+        // A source that was never opened would be a mistake of the worker's: there is no bit to set.
+        let mut done = self.book.sources.get(&source).map(|open| {
+            let done = self.touched.entry(source);
+            done.or_insert_with(|| open.done.clone())
+        });
+        let last = |done: &&mut Bits| !done.get(index) && done.count() + 1 == done.total();
+        let ops = more + usize::from(done.as_ref().is_some_and(last));
         if self.room.ops < ops {
             return false;
         }
         self.room.ops -= ops;
-        done.set(index);
-        true
-    }
-
-    const fn spend(&mut self, ops: usize) -> bool {
-        if self.room.ops < ops {
-            return false;
+        if let Some(done) = &mut done {
+            done.set(index);
         }
-        self.room.ops -= ops;
         true
     }
 

@@ -391,10 +391,11 @@ impl<'a, 'r> Drawing<'a, 'r> {
     fn progress(&self, stored: &mut bool) -> Option<Op> {
         let book = self.book;
         let before = |source: &SourceId| book.sources.get(source).is_some_and(|open| open.done.is_partial());
-        let news = self
-            .touched
-            .iter()
-            .any(|(source, done)| done.is_partial() || before(source))
+        let news = book.stale
+            || self
+                .touched
+                .iter()
+                .any(|(source, done)| done.is_partial() || before(source))
             || self.discarded.iter().any(|key| book.unopened.contains_key(key));
         if !news {
             return None;

@@ -55,11 +55,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         12 => (0_usize..64, 0_u8..8).prop_map(|(which, outcome)| Step::End { which, outcome }),
         4 => (0_u64..5_000).prop_map(|millis| Step::Pass { millis }),
         6 => any::<bool>().prop_map(|refused| Step::Write { refused }),
-        1 => Just(Step::DeleteOnly),
+        2 => Just(Step::DeleteOnly),
         5 => Just(Step::Read),
         1 => (0_usize..3).prop_map(|hook| Step::Toggle { hook }),
         1 => (0_usize..3).prop_map(|hook| Step::Replace { hook }),
-        1 => Just(Step::Crash),
+        2 => Just(Step::Crash),
     ];
     proptest::collection::vec(step, 1..80)
 }

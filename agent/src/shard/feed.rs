@@ -1,6 +1,6 @@
 //! Where a worker's work comes from: what the shard held when it was taken, the queue as it grows, and the reading of segments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// What a shard held when it was taken.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The bits of each segment that is neither untouched nor over; `None` if there is no such record.
+    /// The bits of each segment that is there, and neither untouched nor over; `None` if there is no such record.
     pub progress: Option<BTreeMap<Key, Bytes>>,
     /// The parked segments.
     pub parked: Vec<Parked>,
@@ -55,8 +55,13 @@ async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadErr
         );
         found.progress = Some(progress.unwrap_or_default());
     }
-    let (entries, _) = list_all(store.as_ref(), &key::parked(shard), true).await?;
-    for entry in entries {
+    let (parked, _) = list_all(store.as_ref(), &key::parked(shard), true).await?;
+    if let Some(progress) = found.progress.as_mut().filter(|progress| !progress.is_empty()) {
+        let (queue, _) = list_all(store.as_ref(), &key::queue(shard), true).await?;
+        let there: BTreeSet<&Key> = queue.iter().chain(&parked).map(|entry| &entry.key).collect();
+        progress.retain(|key, _| there.contains(key));
+    }
+    for entry in parked {
         match key::parse_parked(&entry.key) {
             Some(parked) => found.parked.push(parked),
             None => tracing::error!(key = %entry.key, "not the key of a parked segment: it is left alone"),

@@ -119,7 +119,8 @@ impl Work for Shards {
         };
         let shards = self.clone();
         self.group.spawn("shard", async move {
-            let _done = done.drop_guard();
+            // Also if the worker panics: then its owner must not believe that somebody works on the shard.
+            let (_done, _over) = (done.drop_guard(), fenced.clone().drop_guard());
             let _counted = Counted::new(shards.counters.clone(), |counters| &counters.shards);
             let shard = tenure.shard;
             tracing::debug!(%shard, epoch = %tenure.epoch, "shard started");

@@ -44,6 +44,8 @@ pub struct Book {
     pending: VecDeque<Record>,
     /// `progress/S` exists.
     stored: bool,
+    /// It may name segments that are gone: left by a former owner, or deleted while the store took no puts.
+    stale: bool,
     next_number: u64,
 }
 
@@ -90,13 +92,14 @@ enum Taken {
 }
 
 impl Book {
-    /// The book of a shard that was just taken. `progress` is what `progress/S` held, `None` if there is no such key.
+    /// The book of a shard that was just taken. `progress` is what `progress/S` says of segments that exist, `None` if there is no such key.
     pub fn new(shard: ShardId, epoch: Revision, progress: Option<BTreeMap<Key, Bytes>>) -> Self {
         Self {
             shard,
             epoch,
             sources: BTreeMap::new(),
             stored: progress.is_some(),
+            stale: progress.is_some(),
             unopened: progress.unwrap_or_default(),
             pending: VecDeque::new(),
             next_number: 1,
@@ -200,8 +203,12 @@ pub fn draft_deletions<'a>(books: impl Iterator<Item = (u64, &'a Book)>) -> Opti
 /// A draft's part was committed.
 pub fn settle(book: &mut Book, part: &Part) {
     match &part.taken {
-        Taken::First(count) => drop(book.pending.drain(..*count)),
+        Taken::First(count) => {
+            book.pending.drain(..*count);
+            book.stale = false;
+        }
         Taken::Places(places) => {
+            book.stale = book.stored;
             let mut place = 0;
             book.pending.retain(|_| {
                 place += 1;
@@ -363,26 +370,20 @@ impl<'a, 'r> Drawing<'a, 'r> {
 
     /// Sets a delivery's bit, if there is room for `more` operations and the deletion of its source.
     fn end(&mut self, source: SourceId, index: u32, more: usize) -> bool {
-        let Some(open) = self.book.sources.get(&source) else {
-            // Never opened: a mistake of the worker's. Taking it changes nothing in the store.
-            return more == 0 || self.spend(more);
-        };
-        let done = self.touched.entry(source).or_insert_with(|| open.done.clone());
-        let last = !done.get(index) && done.count() + 1 == done.total();
-        let ops = more + usize::from(last);
+        // A source that was never opened would be a mistake of the worker's: there is no bit to set.
+        let mut done = self.book.sources.get(&source).map(|open| {
+            let done = self.touched.entry(source);
+            done.or_insert_with(|| open.done.clone())
+        });
+        let last = |done: &&mut Bits| !done.get(index) && done.count() + 1 == done.total();
+        let ops = more + usize::from(done.as_ref().is_some_and(last));
         if self.room.ops < ops {
             return false;
         }
         self.room.ops -= ops;
-        done.set(index);
-        true
-    }
-
-    const fn spend(&mut self, ops: usize) -> bool {
-        if self.room.ops < ops {
-            return false;
+        if let Some(done) = &mut done {
+            done.set(index);
         }
-        self.room.ops -= ops;
         true
     }
 
@@ -390,10 +391,11 @@ impl<'a, 'r> Drawing<'a, 'r> {
     fn progress(&self, stored: &mut bool) -> Option<Op> {
         let book = self.book;
         let before = |source: &SourceId| book.sources.get(source).is_some_and(|open| open.done.is_partial());
-        let news = self
-            .touched
-            .iter()
-            .any(|(source, done)| done.is_partial() || before(source))
+        let news = book.stale
+            || self
+                .touched
+                .iter()
+                .any(|(source, done)| done.is_partial() || before(source))
             || self.discarded.iter().any(|key| book.unopened.contains_key(key));
         if !news {
             return None;

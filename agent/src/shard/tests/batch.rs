@@ -214,3 +214,24 @@ fn one_transaction_holds_the_records_of_many_shards_each_with_its_guard() {
     assert_eq!((draft.write.guards.len(), draft.write.ops.len()), (64, 64));
     check(&draft.write).unwrap();
 }
+
+#[test]
+fn progress_left_behind_by_a_full_store_goes_with_the_next_transaction() {
+    let (mut book, deliveries) = open(1, 2, &["a", "b"]);
+    book.add(over(&deliveries[0]));
+    drain(&mut book);
+    book.add(over(&deliveries[1]));
+    let draft = batch::draft_deletions(only(&book)).unwrap();
+    assert_eq!(draft.write.ops, [Op::delete(key::segment(ShardId(1), "w", 0))]);
+    batch::settle(&mut book, &draft.parts[0]);
+    book.add(over(&deliveries[2]));
+    book.add(over(&deliveries[3]));
+    let last = drain(&mut book);
+    assert_eq!(
+        last,
+        [vec![
+            Op::delete(key::segment(ShardId(1), "w", 1)),
+            Op::delete(key::progress(ShardId(1)))
+        ]]
+    );
+}

@@ -1,6 +1,7 @@
 //! Tests of the shard worker: what they share.
 
 mod batch;
+mod catalog;
 mod state;
 mod worker;
 

@@ -26,13 +26,12 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// A filter such as `info` or `info,postrider_agent=debug`.
+/// A filter such as `info` or `info,hyper=debug`.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn filter(text: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(text)
-        .map_err(|error| format!("must be a filter such as info or info,postrider_agent=debug: {error}"))
+    EnvFilter::try_new(text).map_err(|error| format!("must be a filter such as info or info,hyper=debug: {error}"))
 }
 
 /// Starts logging. Only the first call of a process has an effect.

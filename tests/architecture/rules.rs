@@ -21,12 +21,12 @@ const IMPURE: &str = "tokio tokio_util tokio_stream tonic hyper hyper_util futur
 const NAMES: &[(&str, &str, &str)] = &[
     (
         "postrider_agent",
-        "standalone/ tests/",
+        "agent/src/main.rs standalone/ tests/",
         "the agent is named by nobody it works with",
     ),
     (
         "postrider_control_plane",
-        "standalone/ tests/",
+        "control-plane/src/main.rs standalone/ tests/",
         "the control plane is named by nobody it works with",
     ),
     (
@@ -59,7 +59,7 @@ const NAMES: &[(&str, &str, &str)] = &[
     ),
     (
         "env::var env::vars env::var_os \"POSTRIDER_",
-        "*/config.rs tests/ proto/build.rs",
+        "*/config.rs common/src/config/ tests/ proto/build.rs",
         "settings are read in one place",
     ),
 ];

@@ -2,6 +2,7 @@
 //!
 //! Everything read is checked as if a stranger had written it: what does not fit is [`Unreadable`], never a panic.
 
+use std::cell::RefCell;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use postrider_proto::stored as pb;
 use prost::Message as _;
+use zstd::bulk::{Compressor, Decompressor};
 
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
 use crate::model::account::Account;
@@ -69,7 +71,7 @@ pub fn pack(segment: Segment) -> Bytes {
     let compressed = if body.len() < COMPRESS_FROM {
         None
     } else {
-        zstd::bulk::compress(&body, ZSTD_LEVEL).ok()
+        compress(&body)
     };
     let (codec, body) = match compressed {
         Some(compressed) if compressed.len() < body.len() => (1, compressed),
@@ -95,12 +97,36 @@ pub fn unpack(bytes: Bytes) -> Result<Segment, Unreadable> {
     }
     let body = match packed.codec {
         0 => packed.body,
-        1 => zstd::bulk::decompress(&packed.body, packed.size as usize)
-            .map_err(unreadable)?
-            .into(),
+        1 => decompress(&packed.body, packed.size as usize)?.into(),
         other => return Err(Unreadable(format!("codec {other}"))),
     };
     segment_from_pb(decode(body)?)
+}
+
+thread_local! {
+    // Making a context takes longer than compressing a small segment with it.
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn compress(body: &[u8]) -> Option<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|kept| {
+        let compressor = match kept {
+            Some(compressor) => compressor,
+            None => kept.insert(Compressor::new(ZSTD_LEVEL).ok()?),
+        };
+        compressor.compress(body).ok()
+    })
+}
+
+fn decompress(body: &[u8], size: usize) -> Result<Vec<u8>, Unreadable> {
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(Decompressor::new().map_err(unreadable)?),
+        };
+        decompressor.decompress(body, size).map_err(unreadable)
+    })
 }
 
 fn segment_to_pb(segment: Segment) -> pb::Segment {

@@ -30,10 +30,10 @@ const FULL_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// While one transaction is in flight another is begun only for this many bytes or [`SECOND_LANE_REQUESTS`]: a small one would cost as much as a
 /// large one and delay those who come after it.
-const SECOND_LANE_BYTES: usize = 64 << 10;
+const SECOND_LANE_BYTES: usize = 128 << 10;
 
 /// See [`SECOND_LANE_BYTES`].
-const SECOND_LANE_REQUESTS: usize = 32;
+const SECOND_LANE_REQUESTS: usize = 128;
 
 /// What a request is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -25,6 +25,14 @@ const STALL_AFTER: Duration = Duration::from_millis(500);
 /// How long a lane tries before it is asked again; only for the log, since the same write is sent until the lease is lost.
 const COMMIT_TRY: Duration = Duration::from_secs(5);
 
+/// Transactions begin at least this far apart, unless [`PACED_BELOW`] records wait. Under a load of single deliveries each transaction then holds those of
+/// this time rather than of one round trip, which is worth a third of the store's work; a receiver that answered within it may see its event again if
+/// the agent dies. Nothing waits for it but a shard that is handed over.
+const PACE: Duration = Duration::from_millis(10);
+
+/// Records that fill a transaction.
+const PACED_BELOW: usize = 96;
+
 /// Pause before a store that is full, or owner keys that cannot be read, are tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -85,8 +93,15 @@ impl Writer {
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut next = Instant::now();
         loop {
             self.collect();
+            let pending: usize = self.sheets.values().map(|sheet| sheet.book.pending()).sum();
+            if (1..PACED_BELOW).contains(&pending) && Instant::now() < next {
+                tokio::time::sleep_until(next).await;
+                self.collect();
+            }
+            next = Instant::now() + PACE;
             if self.write_once().await {
                 continue;
             }

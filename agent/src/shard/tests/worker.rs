@@ -336,9 +336,9 @@ async fn after_a_crash_nothing_is_lost_and_only_what_was_under_way_or_unrecorded
         let received = world.receiver.received();
         assert_eq!(received.len(), 300, "crash after {crash_after} ms");
         let repeated = received.values().filter(|times| **times > 1).count();
-        // Two lanes with four attempts each: at most those were answered and not yet recorded.
+        // Two lanes with four attempts of 5 ms each: at most those under way, and those that ended in the 10 ms between two transactions.
         assert!(
-            repeated <= 8,
+            repeated <= 8 + 16,
             "{repeated} of {begun} were repeated after {crash_after} ms"
         );
         running.release().await;

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command};
 
-use crate::secret::{InvalidKey, Keyring};
-use crate::{egress, store, telemetry};
+mod program;
+
+pub use self::program::{COMMON, STORE, Shared, egress, lease_ttl, read_program, start_logging};
 
 /// Exit code for mistakes in the settings: `EX_USAGE` of sysexits.h.
 pub const EXIT_USAGE: u8 = 64;
@@ -94,61 +95,6 @@ impl Setting {
         format!("POSTRIDER_{}", self.name.to_uppercase().replace('-', "_"))
     }
 }
-
-/// Settings that every program has.
-pub const COMMON: &[Setting] = &[
-    Setting::optional(CONFIG, "FILE", "A TOML file with settings"),
-    Setting::new(
-        "metrics-listen",
-        "ADDR",
-        "127.0.0.1:9090",
-        "Where /metrics, /livez and /readyz are served; port 0 takes a free one",
-    ),
-    Setting::new(
-        "lease-ttl",
-        "DURATION",
-        "5s",
-        "How long the cluster waits before it takes over from a process that died",
-    ),
-    Setting::repeated(
-        "egress-allow",
-        "CIDR",
-        "Opens a network that webhooks may otherwise not be sent to, such as 127.0.0.0/8",
-    ),
-    Setting::new(
-        "log",
-        "FILTER",
-        "info",
-        "What is logged, such as debug or info,postrider_agent=debug",
-    ),
-    Setting::new("log-format", "FORMAT", "text", "How it is logged: text or json"),
-    Setting::switch(
-        "insecure",
-        "Allow listening beyond loopback without TLS and authentication",
-    ),
-];
-
-/// Settings of programs that share a store.
-pub const STORE: &[Setting] = &[
-    Setting::new(
-        "store",
-        "URL",
-        "etcd://127.0.0.1:2379",
-        "The store: etcd://HOST:PORT,HOST:PORT… or file:DIR",
-    ),
-    Setting::new(
-        "prefix",
-        "KEY_PREFIX",
-        "/postrider/",
-        "Put before every key in etcd, so that several cells can share one",
-    ),
-    Setting::optional(
-        "secret-key-file",
-        "FILE",
-        "The sealing keys, newest first: one base64 key of 32 bytes a line",
-    ),
-    Setting::secret("secret-key", "The sealing keys themselves, if there is no file"),
-];
 
 /// Why a program does not start.
 #[derive(Debug)]
@@ -239,7 +185,7 @@ impl Settings {
             mistakes: Vec::new(),
         };
         for setting in &settings {
-            if let Some(values) = from_flag(&flags, setting).or_else(|| read.from_environment(setting, environment)) {
+            if let Some(values) = from_flag(&flags, setting).or_else(|| read.read_variable(setting, environment)) {
                 read.values.insert(setting.name, values);
             }
         }
@@ -256,7 +202,7 @@ impl Settings {
         Ok(read)
     }
 
-    fn from_environment(
+    fn read_variable(
         &mut self,
         setting: &Setting,
         environment: &dyn Fn(&str) -> Option<OsString>,
@@ -484,214 +430,5 @@ pub fn path(text: &str) -> Result<PathBuf, &'static str> {
     }
 }
 
-/// Shortest and longest lease: etcd grants no less than about two seconds, and nobody wants to wait a minute for a takeover.
-const LEASE_TTL: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
-
-/// Reads `lease-ttl`.
-pub fn lease_ttl(settings: &mut Settings) -> Duration {
-    settings.required("lease-ttl", *LEASE_TTL.start(), |text| match duration(text) {
-        Ok(ttl) if LEASE_TTL.contains(&ttl) => Ok(ttl),
-        Ok(_) => Err("must be 2s to 60s"),
-        Err(rule) => Err(rule),
-    })
-}
-
-/// Reads `egress-allow`.
-pub fn egress(settings: &mut Settings) -> egress::Policy {
-    let network = |text: &str| {
-        text.parse::<ipnet::IpNet>()
-            .map_err(|_| "must be a network such as 127.0.0.0/8")
-    };
-    egress::Policy::allowing(settings.all("egress-allow", network))
-}
-
-/// Reads `log` and `log-format`, and starts logging.
-pub fn start_logging(settings: &mut Settings) {
-    let filter = settings.maybe("log", telemetry::filter);
-    let format = settings.maybe("log-format", str::parse::<telemetry::Format>);
-    if let Some(filter) = filter {
-        telemetry::start(filter, format.unwrap_or_default());
-    }
-}
-
-/// What programs that share a store need besides their own settings.
-#[derive(Debug)]
-pub struct Shared {
-    /// Where metrics and probes are served.
-    pub metrics_listen: SocketAddr,
-    /// The store's URL.
-    pub store: String,
-    /// Put before every key.
-    pub prefix: String,
-    /// Seals and opens secrets.
-    pub keyring: Keyring,
-}
-
-/// Reads the settings of a program that shares a store: its own by `own`, and the [`Shared`] ones. Starts logging.
-///
-/// # Errors
-/// [`Exit`] if help was asked for, or with all mistakes.
-pub fn read_program<T>(
-    command: &'static str,
-    about: &'static str,
-    settings: &[Setting],
-    own: impl FnOnce(&mut Settings) -> T,
-) -> Result<(T, Shared), Exit> {
-    let mut read = Settings::read(command, about, &[COMMON, STORE, settings], std::env::args_os().skip(1))?;
-    let own = own(&mut read);
-    let metrics_listen = read.listen("metrics-listen");
-    let store = read.required("store", String::new(), |url| {
-        store::url::check(url).map(|()| url.to_owned())
-    });
-    let prefix = read.required("prefix", String::new(), |prefix| Ok::<_, String>(prefix.to_owned()));
-    let keyring = keyring(&mut read);
-    start_logging(&mut read);
-    read.finish()?;
-    let keyring = keyring.ok_or_else(|| Exit::Mistakes(Mistakes(vec![InvalidKey.to_string()])))?;
-    Ok((
-        own,
-        Shared {
-            metrics_listen,
-            store,
-            prefix,
-            keyring,
-        },
-    ))
-}
-
-/// Reads the sealing keys from `secret-key-file` or `secret-key`; `None` if they are missing or wrong, which [`Settings::finish`] reports.
-fn keyring(settings: &mut Settings) -> Option<Keyring> {
-    let from_file = |text: &str| match std::fs::read_to_string(text) {
-        Ok(keys) => Keyring::parse(&keys).map_err(|error| error.to_string()),
-        Err(error) => Err(format!("{text}: {error}")),
-    };
-    let given = settings.values.contains_key("secret-key-file") || settings.values.contains_key("secret-key");
-    if !given {
-        settings.mistake("secret-key-file", format!("must be set; {InvalidKey}"));
-    }
-    settings
-        .maybe("secret-key-file", from_file)
-        .or_else(|| settings.maybe("secret-key", Keyring::parse))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SETTINGS: &[Setting] = &[
-        Setting::optional(CONFIG, "FILE", "file"),
-        Setting::new("lease-ttl", "DURATION", "5s", "ttl"),
-        Setting::new("listen", "ADDR", "127.0.0.1:0", "listen"),
-        Setting::repeated("egress-allow", "CIDR", "allow"),
-        Setting::switch("insecure", "insecure"),
-        Setting::secret("secret-key", "key"),
-    ];
-
-    fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Settings, Exit> {
-        let find = |name: &str| {
-            environment
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| OsString::from(value))
-        };
-        Settings::read_from(
-            "program",
-            "about",
-            &[SETTINGS],
-            arguments.iter().map(OsString::from),
-            &find,
-        )
-    }
-
-    #[test]
-    fn a_flag_goes_before_the_environment_and_that_before_the_file_and_that_before_the_default() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("settings.toml");
-        std::fs::write(
-            &file,
-            "lease-ttl = \"3s\"\negress-allow = [\"a\", \"b\"]\ninsecure = true\n",
-        )
-        .unwrap();
-        let config = ["--config", file.to_str().unwrap()];
-        let ttl = |arguments: &[&str], environment: &[(&str, &str)]| {
-            read(arguments, environment)
-                .unwrap()
-                .maybe("lease-ttl", duration)
-                .unwrap()
-                .as_secs()
-        };
-        assert_eq!(ttl(&[], &[]), 5);
-        assert_eq!(ttl(&config, &[]), 3);
-        assert_eq!(ttl(&config, &[("POSTRIDER_LEASE_TTL", "2s")]), 2);
-        assert_eq!(
-            ttl(
-                &[config[0], config[1], "--lease-ttl", "1s"],
-                &[("POSTRIDER_LEASE_TTL", "2s")]
-            ),
-            1
-        );
-        let mut settings = read(&config, &[]).unwrap();
-        assert_eq!(
-            settings.all("egress-allow", |text| Ok::<_, String>(text.to_owned())),
-            ["a", "b"]
-        );
-        assert!(settings.is_on("insecure"));
-    }
-
-    #[test]
-    fn all_mistakes_are_reported_at_once_with_their_place() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("settings.toml");
-        std::fs::write(&file, "lease-tll = \"3s\"\n").unwrap();
-        let environment = [
-            ("POSTRIDER_LEASE_TTL", "soon"),
-            ("POSTRIDER_CONFIG", file.to_str().unwrap()),
-        ];
-        let mut settings = read(&["--listen", "0.0.0.0:1"], &environment).unwrap();
-        settings.maybe("lease-ttl", duration);
-        settings.listen("listen");
-        let Err(Exit::Mistakes(mistakes)) = settings.finish() else {
-            panic!("there are mistakes")
-        };
-        let text = mistakes.to_string();
-        assert_eq!(mistakes.0.len(), 3, "{text}");
-        assert!(text.contains("lease-tll: there is no such setting"), "{text}");
-        assert!(
-            text.contains("lease-ttl (POSTRIDER_LEASE_TTL): must be a duration"),
-            "{text}"
-        );
-        assert!(
-            text.contains("listen (--listen): there is neither TLS nor authentication"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn a_secret_has_no_flag() {
-        assert!(matches!(read(&["--secret-key", "x"], &[]), Err(Exit::Mistakes(_))));
-        let mut settings = read(&[], &[("POSTRIDER_SECRET_KEY", "x")]).unwrap();
-        assert_eq!(
-            settings
-                .maybe("secret-key", |text| Ok::<_, String>(text.to_owned()))
-                .unwrap(),
-            "x"
-        );
-    }
-
-    #[test]
-    fn durations_are_read_with_their_unit() {
-        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in [
-            "",
-            "5",
-            "s",
-            "-1s",
-            "5 s",
-            "99999999999999999999s",
-            "18446744073709551615h",
-        ] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

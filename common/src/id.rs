@@ -18,7 +18,7 @@ macro_rules! id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            #[doc = concat!("Checks `text`: ", $rule, ".")]
+            #[doc = concat!("Checks a text, by this rule: `", $rule, "`.")]
             ///
             /// # Errors
             /// [`InvalidId`] with the rule that was broken.

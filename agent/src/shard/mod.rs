@@ -4,11 +4,13 @@
 //! - [`state`] (pure): decides. A stored segment that is being worked on is a *source*; each of its deliveries ends once for it, with one record: over
 //!   (delivered, or dropped because its webhook was deleted) or moved (parked until its due time, or dead).
 //!
+//! ```text
 //!       queue/S/… ─┐                  ┌─▶ attempt ─▶ delivered ──▶ over
 //!                  ├▶ lane ▸ ready ───┤         └──▶ failed ──┬──▶ moved to dead/S/…
 //!       parked/S/… ┘   │ no room,     └─▶ expired ────────────┘
 //!           ▲          ▼ not active           └──▶ to be tried again
 //!           └── moved to parked/S/… ◀──────────────────┘
+//! ```
 //!
 //! - [`ledger`]: one for the agent; writes the records of all its workers in bulk, guarded by the epoch of every shard in the transaction.
 //! - `worker`: the task around them.

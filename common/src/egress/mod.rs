@@ -2,7 +2,7 @@
 //!
 //! A URL is judged twice. When a webhook is written, [`check_url`] judges its text and, if the host is an address in any spelling, that address. When
 //! a request is made, the transport judges every address that the name resolves to at that moment ([`Policy::allows`]), because a name can be
-//! pointed elsewhere at any time. Both judge by [`table`]: what is not known to be a public unicast address is forbidden.
+//! pointed elsewhere at any time. Both judge by one table: what is not known to be a public unicast address is forbidden.
 
 mod table;
 mod url;

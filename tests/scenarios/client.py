@@ -12,6 +12,7 @@ import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+from werkzeug.datastructures import Authorization
 
 DEADLINE = 20  # seconds, for each call and for each wait
 
@@ -148,7 +149,8 @@ def main(first, second):
         else:
             raise AssertionError("a changed body was verified")
         _, headers, _ = receiver.wait("/basic", event_id)
-        check(base64.b64decode(headers["authorization"].removeprefix("Basic ")) == b"ada:p:w", f"basic {headers}")
+        basic = Authorization.from_header(headers["authorization"])
+        check((basic.type, basic.username, basic.password) == ("basic", "ada", "p:w"), f"basic {headers}")
         _, headers, _ = receiver.wait("/none", event_id)
         check("authorization" not in headers and "webhook-signature" not in headers, f"none {headers}")
     _, _, body = receiver.wait("/none", "struct")

@@ -140,3 +140,33 @@ async fn what_waits_for_a_retired_webhook_is_held_until_it_is_active_again() {
         "what was published while it was retired is dropped"
     );
 }
+
+#[tokio::test]
+async fn a_delivery_whose_policy_is_used_up_becomes_a_dead_letter_and_nothing_of_it_waits() {
+    let cluster = Cluster::start().await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    for (id, status) in [
+        ("hopeless", StatusCode::INTERNAL_SERVER_ERROR),
+        ("well", StatusCode::OK),
+    ] {
+        receiver.script(&format!("/{id}"), [Answer::status(status)]);
+        let mut wanted = webhook(&receiver.url(&format!("/{id}")), &["A"], None);
+        if let Some(retry) = &mut wanted.retry {
+            retry.max_attempts = 3;
+        }
+        client.create_webhook(ACCOUNT, id, wanted).await;
+    }
+    client
+        .publish(ACCOUNT, (0..10).map(|n| event(&format!("e{n}"), "A", "{}")).collect())
+        .await;
+    cluster.drained(SOON).await;
+    let attempts = receiver.log().of("/hopeless").len();
+    assert_eq!(attempts, 30, "three attempts each, no more");
+    let dead = cluster.etcd.client(0).keys_with("/dead/").await.unwrap();
+    let counts = dead
+        .iter()
+        .filter_map(|key| key.rsplit('-').next()?.parse::<usize>().ok());
+    assert_eq!(counts.sum::<usize>(), 10, "{dead:?}");
+    assert!(dead.iter().all(|key| key.contains("/1010/hopeless/")), "{dead:?}");
+}

@@ -69,7 +69,7 @@ impl Cache {
         }
         let url = check_url(&webhook.target_url, policy)?;
         let prepared = Arc::new(Prepared {
-            target: transport.target(&webhook.account, &url)?,
+            target: transport.target(&webhook.account, &url, webhook.http_version)?,
             headers: base_headers(&webhook.headers)?,
             credentials: Credentials::open(webhook, keyring, now)?,
             webhook: Arc::clone(webhook),

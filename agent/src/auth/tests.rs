@@ -32,6 +32,7 @@ fn webhook(auth: Auth) -> Webhook {
         active: true,
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,
+        http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

@@ -8,6 +8,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 use postrider_common::egress::{self, Scheme};
+use postrider_common::model::webhook::HttpVersion;
 use postrider_common::task::Group;
 use rustls_pki_types::ServerName;
 use tokio::time::{Instant, timeout};
@@ -38,6 +39,7 @@ const STREAMS_BEFORE_SETTINGS: usize = 1;
 pub(super) struct Connector {
     guard: Guard,
     tls: TlsConnector,
+    tls_http1: TlsConnector,
     tasks: Group,
     numbers: AtomicU64,
 }
@@ -47,6 +49,7 @@ impl Connector {
     pub(super) fn new(guard: Guard, tls: Arc<rustls::ClientConfig>, tasks: Group) -> Self {
         Self {
             guard,
+            tls_http1: Arc::new(tls::without_http2(&tls)).into(),
             tls: tls.into(),
             tasks,
             numbers: AtomicU64::new(0),
@@ -83,14 +86,25 @@ impl Connector {
     async fn connect(&self, host: &Host) -> Result<Channel, Failure> {
         let connection = self.guard.connect(&host.key.host, host.key.port).await?;
         let channel = match host.key.scheme {
-            Scheme::Http => self.http1(TokioIo::new(connection.io)).await?,
+            Scheme::Http => match host.key.version {
+                HttpVersion::Negotiated | HttpVersion::Http1 => self.http1(TokioIo::new(connection.io)).await?,
+                HttpVersion::Http2 => timeout(HANDSHAKE_DEADLINE, self.http2(TokioIo::new(connection.io)))
+                    .await
+                    .map_err(|_| Failure::Receiver(Reason::Protocol))??,
+            },
             Scheme::Https => {
                 let secure = async {
                     let name = server_name(&host.key.host)?;
-                    let stream = self.tls.connect(name, connection.io).await;
+                    let tls = match host.key.version {
+                        HttpVersion::Negotiated | HttpVersion::Http2 => &self.tls,
+                        HttpVersion::Http1 => &self.tls_http1,
+                    };
+                    let stream = tls.connect(name, connection.io).await;
                     let stream = stream.map_err(|_| Failure::Receiver(Reason::Tls))?;
                     if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
                         self.http2(TokioIo::new(stream)).await
+                    } else if host.key.version == HttpVersion::Http2 {
+                        Err(Failure::Receiver(Reason::Protocol))
                     } else {
                         self.http1(TokioIo::new(stream)).await
                     }

@@ -28,6 +28,7 @@ use http::{Response, Uri};
 use hyper::body::Incoming;
 use postrider_common::egress::{CanonicalUrl, Policy};
 use postrider_common::id::AccountId;
+use postrider_common::model::webhook::HttpVersion;
 use postrider_common::net::{SharedDialer, SharedResolver};
 use postrider_common::task::Group;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -140,12 +141,17 @@ impl Transport {
     ///
     /// # Errors
     /// [`InvalidTarget`]. A URL that was checked always fits.
-    pub fn target(&self, account: &AccountId, url: &CanonicalUrl) -> Result<Target, InvalidTarget> {
+    pub fn target(
+        &self,
+        account: &AccountId,
+        url: &CanonicalUrl,
+        version: HttpVersion,
+    ) -> Result<Target, InvalidTarget> {
         Ok(Target {
             path: url.path_and_query().parse().map_err(|_| InvalidTarget)?,
             url: url.as_str().parse().map_err(|_| InvalidTarget)?,
             authority: url.authority().parse().map_err(|_| InvalidTarget)?,
-            host: self.pool.host(Key::new(account, url)),
+            host: self.pool.host(Key::new(account, url, version)),
         })
     }
 

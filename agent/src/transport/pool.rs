@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::client::conn::http1;
 use postrider_common::egress::{self, CanonicalUrl, Scheme};
 use postrider_common::id::AccountId;
+use postrider_common::model::webhook::HttpVersion;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -34,15 +35,17 @@ pub(super) struct Key {
     pub(super) scheme: Scheme,
     pub(super) host: egress::Host,
     pub(super) port: u16,
+    pub(super) version: HttpVersion,
 }
 
 impl Key {
-    pub(super) fn new(account: &AccountId, url: &CanonicalUrl) -> Self {
+    pub(super) fn new(account: &AccountId, url: &CanonicalUrl, version: HttpVersion) -> Self {
         Self {
             account: account.clone(),
             scheme: url.scheme(),
             host: url.host().clone(),
             port: url.port(),
+            version,
         }
     }
 }
@@ -104,7 +107,12 @@ impl Host {
 
     /// Whether its connections are to be made one by one.
     pub(super) fn may_share(&self) -> bool {
-        self.key.scheme == Scheme::Https && !self.lock().speaks_http1
+        let may_be_http2 = match self.key.version {
+            HttpVersion::Negotiated => self.key.scheme == Scheme::Https,
+            HttpVersion::Http1 => false,
+            HttpVersion::Http2 => true,
+        };
+        may_be_http2 && !self.lock().speaks_http1
     }
 
     /// The HTTP/2 connection, if there is one to be used.

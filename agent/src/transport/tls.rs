@@ -35,6 +35,13 @@ pub enum TlsError {
     Refused(#[from] rustls::Error),
 }
 
+/// The same configuration, for receivers that are to be spoken to in HTTP/1.1 only.
+pub(super) fn without_http2(config: &ClientConfig) -> ClientConfig {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+    config
+}
+
 /// The configuration of all outgoing TLS connections: HTTP/2 preferred, HTTP/1.1 accepted. `extra_authorities` are PEM certificates that are believed
 /// besides the roots; empty for none.
 ///

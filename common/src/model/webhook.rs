@@ -49,6 +49,8 @@ pub struct Webhook {
     pub max_in_flight: Option<NonZeroU32>,
     /// How long a request may take in all; `None` means [`DEFAULT_TIMEOUT`].
     pub timeout: Option<Duration>,
+    /// Which version of HTTP requests are made with.
+    pub http_version: HttpVersion,
     /// When failed deliveries are tried again.
     pub retry: retry::Policy,
     /// Extra headers of every request: name (lower case) and value.
@@ -102,6 +104,18 @@ pub struct SigningSecret {
     pub create_time: Timestamp,
     /// When it stops signing; `None` means never.
     pub expire_time: Option<Timestamp>,
+}
+
+/// Which version of HTTP requests are made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum HttpVersion {
+    /// Over TLS what the receiver chooses, HTTP/2 if it can; else HTTP/1.1.
+    #[default]
+    Negotiated,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only; without TLS by prior knowledge (RFC 9113, section 3.3).
+    Http2,
 }
 
 /// What happens to events published while a webhook is not active.

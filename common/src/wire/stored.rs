@@ -16,7 +16,7 @@ use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
 use crate::model::account::Account;
 use crate::model::event_type::{Category, EventType};
 use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
-use crate::model::webhook::{Auth, EventPattern, SigningSecret, Webhook, WhenInactive};
+use crate::model::webhook::{Auth, EventPattern, HttpVersion, SigningSecret, Webhook, WhenInactive};
 use crate::retry;
 use crate::secret::Sealed;
 use crate::store::Revision;
@@ -357,6 +357,11 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
         hold_when_inactive: webhook.when_inactive == WhenInactive::Hold,
         max_in_flight: webhook.max_in_flight.map_or(0, NonZeroU32::get),
         timeout_ms: webhook.timeout.map_or(0, millis),
+        http_version: match webhook.http_version {
+            HttpVersion::Negotiated => 0,
+            HttpVersion::Http1 => 1,
+            HttpVersion::Http2 => 2,
+        },
         retry: Some(retry_to_pb(&webhook.retry)),
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),
@@ -405,6 +410,12 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
         },
         max_in_flight: NonZeroU32::new(stored.max_in_flight),
         timeout: (stored.timeout_ms != 0).then(|| Duration::from_millis(stored.timeout_ms)),
+        http_version: match stored.http_version {
+            0 => HttpVersion::Negotiated,
+            1 => HttpVersion::Http1,
+            2 => HttpVersion::Http2,
+            other => return Err(Unreadable(format!("HTTP version {other}"))),
+        },
         retry: retry_from_pb(stored.retry.unwrap_or_default()),
         headers: stored
             .headers

@@ -8,7 +8,7 @@ use std::time::Duration;
 use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES};
 use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, SigningSecret, Webhook, WhenInactive,
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, SigningSecret, Webhook, WhenInactive,
 };
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
@@ -70,6 +70,12 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
             on_failure: v1::delivery_options::OnFailure::DeadLetter.into(),
             max_in_flight: number(webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get()),
             timeout: Some(duration(webhook.timeout.unwrap_or(DEFAULT_TIMEOUT))),
+            http_version: match webhook.http_version {
+                HttpVersion::Negotiated => v1::delivery_options::HttpVersion::Unspecified,
+                HttpVersion::Http1 => v1::delivery_options::HttpVersion::Http11,
+                HttpVersion::Http2 => v1::delivery_options::HttpVersion::Http2,
+            }
+            .into(),
             ..v1::DeliveryOptions::default()
         }),
         retry: Some(v1::RetryPolicy {

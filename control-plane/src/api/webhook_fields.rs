@@ -110,6 +110,7 @@ pub(crate) const FIELDS: Fields<Webhook> = Fields {
         nested!(delivery.max_in_flight),
         nested!(delivery.rate_limit),
         nested!(delivery.timeout),
+        nested!(delivery.http_version),
         whole!(retry),
         nested!(retry.max_attempts),
         nested!(retry.initial_delay),

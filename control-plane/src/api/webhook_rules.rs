@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, Webhook, WhenInactive,
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, Webhook, WhenInactive,
 };
 use postrider_common::retry;
 use postrider_common::secret::{SecretBytes, parse_signing};
@@ -46,6 +46,7 @@ pub(crate) struct Draft {
     pub(crate) when_inactive: WhenInactive,
     pub(crate) max_in_flight: Option<NonZeroU32>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) http_version: HttpVersion,
     pub(crate) retry: retry::Policy,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -91,7 +92,13 @@ pub(crate) fn check(
         v1::webhook::WhenInactive::Hold => WhenInactive::Hold,
         v1::webhook::WhenInactive::Unspecified | v1::webhook::WhenInactive::Drop => WhenInactive::Drop,
     };
-    let (max_in_flight, timeout) = check_delivery(message.delivery.unwrap_or_default(), violations);
+    let delivery = message.delivery.unwrap_or_default();
+    let http_version = match known("webhook.delivery.http_version", delivery.http_version, violations) {
+        v1::delivery_options::HttpVersion::Unspecified => HttpVersion::Negotiated,
+        v1::delivery_options::HttpVersion::Http11 => HttpVersion::Http1,
+        v1::delivery_options::HttpVersion::Http2 => HttpVersion::Http2,
+    };
+    let (max_in_flight, timeout) = check_delivery(delivery, violations);
     match known(
         "webhook.payload.format",
         message.payload.unwrap_or_default().format,
@@ -109,6 +116,7 @@ pub(crate) fn check(
         when_inactive,
         max_in_flight,
         timeout,
+        http_version,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
         headers: header_rules::check("webhook.headers", &message.headers, authorization, violations),
         auth,

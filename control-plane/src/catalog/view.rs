@@ -132,6 +132,7 @@ pub(crate) mod tests {
             active: true,
             when_inactive: WhenInactive::Drop,
             max_in_flight: None,
+            http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
             timeout: None,
             retry: postrider_common::retry::Policy::default(),
             headers: Vec::new(),

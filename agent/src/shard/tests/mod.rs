@@ -59,6 +59,7 @@ pub(super) fn webhook(id: &str) -> Webhook {
         active: true,
         when_inactive: WhenInactive::Hold,
         max_in_flight: NonZeroU32::new(4),
+        http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         timeout: None,
         retry: retry::Policy {
             max_attempts: NonZeroU32::new(5),

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use h2::Reason as Code;
 use h2::server::SendResponse;
+use postrider_common::model::webhook::HttpVersion;
 use tokio_rustls::server::TlsStream;
 
 use super::tls::Authority;
@@ -194,4 +195,85 @@ async fn dropping_the_sender_closes_its_http2_connections() {
     assert!(ended.try_recv().is_err());
     drop(bench);
     timeout(SOON, ended.recv()).await.unwrap().unwrap();
+}
+
+/// Answers every request with 200 and tells its version.
+async fn answer_all<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(stream: S) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        assert_eq!(request.version(), http::Version::HTTP_2);
+        assert_eq!(request.uri().scheme_str(), Some("http"));
+        answer(&mut respond, 200);
+    }
+}
+
+#[tokio::test]
+async fn http2_without_tls_is_spoken_by_prior_knowledge_on_one_connection() {
+    let group = Group::default();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let address = serve(&group, move |_, stream| {
+        count.fetch_add(1, Ordering::Relaxed);
+        answer_all(stream)
+    })
+    .await;
+    let bench = Bench::new();
+    let mut hook = webhook(&format!("http://{address}/hook"));
+    hook.http_version = HttpVersion::Http2;
+    let hook = Arc::new(hook);
+    for _ in 0..5 {
+        assert_eq!(bench.send(&hook).await, Outcome::Delivered { status: 200 });
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_receiver_that_does_not_speak_the_version_asked_for_fails_the_attempt() {
+    let group = Group::default();
+    let address = serve(&group, |_, mut stream| async move {
+        use tokio::io::AsyncWriteExt as _;
+        let _ = stream
+            .write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+            .await;
+    })
+    .await;
+    let bench = Bench::new();
+    let mut hook = webhook(&format!("http://{address}/hook"));
+    hook.http_version = HttpVersion::Http2;
+    let outcome = bench.send(&Arc::new(hook)).await;
+    assert!(matches!(outcome, Outcome::Failed { status: None, .. }), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn only_http1_is_offered_where_only_that_is_asked_for() {
+    let group = Group::default();
+    let authority = Authority::new();
+    let acceptor = authority.acceptor(&["a.example.com"], &[b"h2", b"http/1.1"], |_| ());
+    let address = serve(&group, move |_, stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"http/1.1".as_slice()));
+            let mut head = [0; 16];
+            stream.read_exact(&mut head).await.unwrap();
+            assert!(head.starts_with(b"POST /hook"));
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await
+                .unwrap();
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+        }
+    })
+    .await;
+    let bench = Bench::with(
+        Names::loopback(),
+        loopback(),
+        authority.pem().as_bytes(),
+        Limits::default(),
+    );
+    let mut hook = webhook(&format!("https://a.example.com:{}/hook", address.port()));
+    hook.http_version = HttpVersion::Http1;
+    assert_eq!(bench.send(&Arc::new(hook)).await, Outcome::Delivered { status: 200 });
 }

@@ -155,6 +155,7 @@ fn webhook(url: &str) -> Webhook {
         active: true,
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,
+        http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

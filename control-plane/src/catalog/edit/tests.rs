@@ -92,6 +92,7 @@ fn webhook(edit: &Edit, name: &str) -> Webhook {
         active: true,
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,
+        http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

@@ -471,6 +471,11 @@ async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
         delivery(|delivery| delivery.mode = 99, "webhook.delivery.mode", UNKNOWN),
         delivery(|delivery| delivery.ordering = -1, "webhook.delivery.ordering", UNKNOWN),
         delivery(
+            |delivery| delivery.http_version = 3,
+            "webhook.delivery.http_version",
+            UNKNOWN,
+        ),
+        delivery(
             |delivery| delivery.on_failure = 99,
             "webhook.delivery.on_failure",
             UNKNOWN,

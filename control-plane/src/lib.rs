@@ -179,10 +179,11 @@ fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::Non
         move |term, over| {
             let store = store.clone();
             Box::pin(async move {
-                tokio::join!(
-                    placement::run(store.clone(), term, shards, over.clone()),
-                    sweep::run(store, over)
-                );
+                // A term in which either has ended is given up.
+                tokio::select! {
+                    () = placement::run(store.clone(), term, shards, over.clone()) => {}
+                    () = sweep::run(store, over) => {}
+                }
             })
         },
     );

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::Parked;
@@ -15,8 +16,11 @@ use super::delivery::{Delivery, Known, SourceId};
 /// Deliveries that a lane keeps ready in memory: a burst of two full publish transactions flows through without being parked.
 pub const LANE_LIMIT: usize = 1024;
 
-/// Bytes that a lane keeps in memory: four of the largest events.
+/// Bytes that a lane keeps in memory: sixteen of the largest events; less while memory is scarce.
 pub const LANE_BYTES: usize = 4 << 20;
+
+/// A lane whose receiver wants to be left alone for longer than this keeps nothing new in memory: what comes waits in the store.
+pub const LONG_REST: Duration = Duration::from_secs(1);
 
 /// Sources that the ready deliveries of a lane come from. Each one that is not over costs some seventy bytes in every progress write of the shard;
 /// once a slow lane's deliveries are parked they come from few packed sources.
@@ -146,7 +150,7 @@ impl Lane {
     /// Whether a delivery that was just accepted may stay in memory. `allowance` says how many ready ones a lane may have at the moment: while memory
     /// is scarce it is less than [`LANE_LIMIT`]. If older ones are parked and due, they come first unless the lane would run dry meanwhile.
     pub fn admits(&self, now: Timestamp, allowance: usize) -> bool {
-        if self.is_held() {
+        if self.is_held() || self.rests_long(now) {
             return false;
         }
         let behind = self.reserved > 0 || self.parked.first().is_some_and(|first| first.due <= now);
@@ -155,7 +159,18 @@ impl Lane {
         } else {
             (LANE_LIMIT, LANE_SOURCES)
         };
-        self.ready.len() < limit.min(allowance) && self.bytes < LANE_BYTES && self.runs < sources
+        self.ready.len() < limit.min(allowance) && self.has_bytes(allowance) && self.runs < sources
+    }
+
+    /// Its receiver wants to be left alone for a good while.
+    pub fn rests_long(&self, now: Timestamp) -> bool {
+        self.paused_until > now + LONG_REST
+    }
+
+    /// Whether another delivery fits. Those under way count too: a receiver that hangs must not take more than its share by having nothing ready.
+    const fn has_bytes(&self, allowance: usize) -> bool {
+        let allowance = if allowance < LANE_LIMIT { allowance } else { LANE_LIMIT };
+        self.bytes == 0 || self.bytes < LANE_BYTES / LANE_LIMIT * allowance
     }
 
     /// Adds one that may be sent now.
@@ -251,7 +266,7 @@ impl Lane {
             let room = self.ready.is_empty() || self.ready.len() + self.reserved + count <= allowance.min(LANE_LIMIT);
             let fits =
                 segments.is_empty() || self.reserved + count <= LOAD_DELIVERIES && segments.len() < LOAD_SEGMENTS;
-            if first.due > now || !room || !fits || self.bytes >= LANE_BYTES {
+            if first.due > now || !room || !fits || !self.has_bytes(allowance) {
                 break;
             }
             self.parked.pop_first();
@@ -311,5 +326,38 @@ impl Lane {
             && self.moving == 0
             && self.reserved == 0
             && !self.queued
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane() -> Lane {
+        Lane::new(AccountId::new("a").unwrap(), WebhookId::new("w").unwrap())
+    }
+
+    #[test]
+    fn a_lane_that_hangs_takes_less_memory_the_scarcer_it_is() {
+        let now = Timestamp::from_millis(1);
+        let mut lane = lane();
+        // Nothing is ready: all of it is under way to a receiver that does not answer.
+        lane.bytes = LANE_BYTES / 4;
+        assert!(lane.admits(now, LANE_LIMIT));
+        assert!(!lane.admits(now, LANE_LIMIT / 8));
+        lane.bytes = 0;
+        assert!(lane.admits(now, 1), "one delivery may always be under way");
+        assert!(!lane.admits(now, 0));
+    }
+
+    #[test]
+    fn a_lane_that_is_to_be_left_alone_for_long_keeps_nothing_new_in_memory() {
+        let now = Timestamp::from_millis(1);
+        let mut lane = lane();
+        lane.paused_until = now + LONG_REST;
+        assert!(lane.admits(now, LANE_LIMIT));
+        lane.paused_until = now + LONG_REST * 2;
+        assert!(!lane.admits(now, LANE_LIMIT));
+        assert!(lane.next_load(ShardId(0), now, LANE_LIMIT).is_empty());
     }
 }

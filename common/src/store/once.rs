@@ -28,6 +28,8 @@ pub struct Lane {
     key: Key,
     sequence: u64,
     revision: Option<Revision>,
+    /// Why it is not known whether the transaction that was sent last was applied.
+    doubt: Option<String>,
 }
 
 impl Lane {
@@ -38,6 +40,7 @@ impl Lane {
             key,
             sequence: 0,
             revision: None,
+            doubt: None,
         }
     }
 
@@ -63,7 +66,6 @@ impl Lane {
     ) -> Result<Revision, WriteError> {
         let marked = self.marked(write, lease);
         let mut pause = FIRST_PAUSE;
-        let mut doubt = None;
         loop {
             let error = match self.store.write(marked.clone()).await {
                 Ok(revision) => return Ok(self.applied(revision)),
@@ -71,23 +73,26 @@ impl Lane {
                     Ok(Some((sequence, revision))) if sequence == self.next_sequence() => {
                         return Ok(self.applied(revision));
                     }
-                    Ok(_) => return Err(WriteError::Conflict),
+                    Ok(_) => {
+                        self.doubt = None;
+                        return Err(WriteError::Conflict);
+                    }
                     Err(error) => {
                         // Somebody's guard failed, and whether it was ours cannot be told yet.
-                        doubt.get_or_insert_with(|| error.to_string());
+                        self.doubt.get_or_insert_with(|| error.to_string());
                         WriteError::Unknown(error.to_string())
                     }
                 },
                 Err(WriteError::Unknown(why)) => {
-                    doubt = Some(why.clone());
+                    self.doubt = Some(why.clone());
                     WriteError::Unknown(why)
                 }
                 Err(error @ WriteError::NotApplied(NotApplied::Away(_))) => error,
-                Err(error @ WriteError::NotApplied(_)) if doubt.is_none() => return Err(error),
+                Err(error @ WriteError::NotApplied(_)) if self.doubt.is_none() => return Err(error),
                 Err(error @ WriteError::NotApplied(_)) => error,
             };
             if Instant::now() + pause >= deadline {
-                return Err(doubt.map_or(error, WriteError::Unknown));
+                return Err(self.doubt.clone().map_or(error, WriteError::Unknown));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
@@ -113,6 +118,7 @@ impl Lane {
 
     fn applied(&mut self, revision: Revision) -> Revision {
         self.sequence += 1;
+        self.doubt = None;
         self.revision = Some(revision);
         revision
     }
@@ -215,6 +221,24 @@ mod tests {
                 .await
                 .unwrap();
             assert!(store.get(&Key::from_stored("n/2")).await.unwrap().0.is_some());
+        });
+    }
+
+    #[test]
+    fn a_doubt_lasts_until_it_is_settled_whatever_the_store_says_meanwhile() {
+        run(async {
+            let store = MemoryStore::default();
+            let mut lane = Lane::new(Arc::new(store.clone()), key::writer("w"));
+            let soon = || Instant::now() + Duration::from_secs(1);
+            store.inject(Box::new(|_| Some(Fault::LostRequest)));
+            let outcome = lane.commit(&counted(1), None, soon()).await;
+            assert!(matches!(outcome, Err(WriteError::Unknown(_))));
+            store.inject(Box::new(|_| Some(Fault::Full)));
+            // That the store is full now says nothing about the request that was lost.
+            let outcome = lane.commit(&counted(1), None, soon()).await;
+            assert!(matches!(outcome, Err(WriteError::Unknown(_))), "{outcome:?}");
+            store.heal();
+            lane.commit(&counted(1), None, soon()).await.unwrap();
         });
     }
 }

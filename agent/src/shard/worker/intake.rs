@@ -162,8 +162,9 @@ impl Worker {
         let read = match read {
             Ok(read) => read,
             Err(error) => {
-                // The segments stay in the store, for the next owner.
+                // What it had taken of the budget is not known any more: begin anew. The segments stay in the store.
                 tracing::error!(%error, shard = %self.tenure.shard, "reading segments failed");
+                self.pen.fenced().cancel();
                 return;
             }
         };

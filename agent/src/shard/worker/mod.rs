@@ -3,10 +3,11 @@
 mod intake;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,10 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 
 /// When to look again after the lease was not certain to live: its keep-alive answers within some milliseconds, or it is lost.
 const UNSAFE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a shard that is given up waits for its progress to be written. A store that takes nothing, full or away, must not keep the shard from
+/// everybody; what is not written by then is repeated by the next owner.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long the tasks of a worker that ends may take to notice.
 const STOP_GRACE: Duration = Duration::from_millis(100);
@@ -108,16 +113,28 @@ impl Worker {
         let group = task::Group::new(shards.group.token().child_token());
         let mut worker = Self::new(shards, tenure, &group, found, fenced);
         let end = worker.work(commands, changes, lost.clone()).await;
+        // First of all: nothing more is sent.
+        worker.attempts.abort_all();
         group.shut_down(STOP_GRACE).await;
         worker.reads.shutdown().await;
-        worker.attempts.shutdown().await;
         if !matches!(end, End::Released) {
+            worker.attempts.shutdown().await;
             return end;
+        }
+        // Some had their answer before they were cut.
+        if let Some(first) = worker.attempts.join_next().await {
+            worker.attempts_ended(first);
+            while let Some(next) = worker.attempts.join_next().await {
+                worker.attempts_ended(next);
+            }
         }
         worker.record();
         tokio::select! {
             () = worker.pen.flushed() => {}
             () = lost.cancelled() => {}
+            () = tokio::time::sleep(FLUSH_DEADLINE) => {
+                tracing::warn!(shard = %worker.tenure.shard, "a shard is given up before its progress was written");
+            }
         }
         end
     }
@@ -279,12 +296,24 @@ impl Worker {
             }],
             number: start.number,
         };
+        let lease = self.tenure.lease.clone();
+        // Asked anew at every step of the attempt: a process that was stopped and goes on after its lease has run out sends nothing more.
+        let over = poll_fn(move |_| {
+            if lease.is_safe() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        });
         self.attempts.spawn(async move {
             let (_permit, _counted) = (permit, counted);
-            let made = AssertUnwindSafe(sender.send(attempt)).catch_unwind().await;
-            let outcome = made.unwrap_or_else(|_| Outcome::NotMade {
-                why: "the attempt panicked".into(),
-            });
+            let outcome = tokio::select! {
+                biased;
+                () = over => Outcome::NotMade { why: "the lease is not certain to live".into() },
+                made = AssertUnwindSafe(sender.send(attempt)).catch_unwind() => made.unwrap_or_else(|_| Outcome::NotMade {
+                    why: "the attempt panicked".into(),
+                }),
+            };
             (id, outcome)
         });
     }
@@ -296,6 +325,7 @@ impl Worker {
         while let Some(ended) = next {
             match ended {
                 Ok((id, outcome)) => self.attempt_ended(id, outcome, now),
+                Err(error) if error.is_cancelled() => {}
                 Err(error) => tracing::error!(%error, shard = %self.tenure.shard, "an attempt was lost"),
             }
             next = self.attempts.try_join_next();

@@ -250,6 +250,8 @@ impl Store for FileStore {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, LeaseError> {
+        // A store that is broken must not seem to keep its leases: their holders would wait for it for ever.
+        self.newest().map_err(|error| LeaseError::Away(error.to_string()))?;
         self.shared.keep_alive(lease).ok_or(LeaseError::Gone)
     }
 

@@ -18,6 +18,8 @@ pub struct Config {
     pub weight: NonZeroU32,
     /// How long others wait before they take over from it.
     pub lease_ttl: Duration,
+    /// How long requests under way may still take when a shard is handed over.
+    pub release_grace: Duration,
     /// Which networks it may send to beyond the public ones.
     pub egress: egress::Policy,
     /// Which certificate authorities receivers may be certified by.
@@ -38,9 +40,18 @@ pub const SETTINGS: &[Setting] = &[
         "100",
         "How many shards this agent is meant to have, relative to others",
     ),
+    RELEASE_GRACE,
     ROOTS,
     EXTRA_ROOTS,
 ];
+
+/// How long a hand-over waits for receivers.
+pub const RELEASE_GRACE: Setting = Setting::new(
+    "release-grace",
+    "DURATION",
+    "800ms",
+    "How long requests under way may still take when a shard is handed over; then they are cut, and repeated by the next agent",
+);
 
 /// Which list of certificate authorities.
 pub const ROOTS: Setting = Setting::new(
@@ -67,6 +78,7 @@ pub fn read(settings: &mut Settings, generated_id: AgentId) -> Config {
             })
             .unwrap_or(DEFAULT_WEIGHT),
         lease_ttl: config::lease_ttl(settings),
+        release_grace: release_grace(settings),
         egress: config::egress(settings),
         roots: roots(settings),
         extra_roots: settings.all("extra-roots", config::path),
@@ -81,4 +93,11 @@ pub fn roots(settings: &mut Settings) -> Roots {
         _ => Err("must be built-in or system"),
     };
     settings.maybe("roots", parse).unwrap_or_default()
+}
+
+/// Reads how long a hand-over waits for receivers.
+pub fn release_grace(settings: &mut Settings) -> Duration {
+    settings
+        .maybe("release-grace", config::duration)
+        .unwrap_or(Duration::ZERO)
 }

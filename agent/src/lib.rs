@@ -99,7 +99,11 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         entropy: deps.entropy,
         counters: deps.metrics.shards,
     };
-    let work = Arc::new(Shards::new(shards, Limits::default(), &group));
+    let limits = Limits {
+        grace: config.release_grace,
+        ..Limits::default()
+    };
+    let work = Arc::new(Shards::new(shards, limits, &group));
     let readiness = deps.readiness.clone();
     group.spawn("readiness", async move {
         catalog.synced().await;

@@ -331,11 +331,13 @@ impl Publisher {
     }
 }
 
-/// Whether an error says that the control plane or the store was away. tonic reports a connection that broke under a request as UNKNOWN
-/// or CANCELLED.
+/// Whether an error says that the control plane or the store was away. A connection that broke, or was ended, under a request is reported by the client
+/// itself under several codes (INTERNAL for a GOAWAY that crossed the request): no server sent that status.
 fn may_be_sent_again(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled
-    )
+    let made_here = std::error::Error::source(status).is_some_and(|source| source.is::<tonic::transport::Error>());
+    made_here
+        || matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled
+        )
 }

@@ -70,9 +70,10 @@ impl HttpSender {
         // Only now: a request that had to wait for its turn is not older than it says.
         let now = self.clock.now();
         let deadline = Instant::now() + webhook.timeout.unwrap_or(DEFAULT_TIMEOUT);
-        let body = request::envelope(&webhook.account, &attempt.events);
         let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
         let mut headers = prepared.headers.clone();
+        let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)
+            .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
         request::add_attempt_headers(&mut headers, &attempt.id, attempt.number, now, traceparent)
             .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
         prepared

@@ -33,6 +33,7 @@ fn webhook(auth: Auth) -> Webhook {
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
+        payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

@@ -51,6 +51,8 @@ pub struct Webhook {
     pub timeout: Option<Duration>,
     /// Which version of HTTP requests are made with.
     pub http_version: HttpVersion,
+    /// What bodies look like.
+    pub payload_format: PayloadFormat,
     /// When failed deliveries are tried again.
     pub retry: retry::Policy,
     /// Extra headers of every request: name (lower case) and value.
@@ -116,6 +118,20 @@ pub enum HttpVersion {
     Http1,
     /// HTTP/2 only; without TLS by prior knowledge (RFC 9113, section 3.3).
     Http2,
+}
+
+/// What the body of a request looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PayloadFormat {
+    /// `{"accountId":…,"events":[…]}`.
+    #[default]
+    Envelope,
+    /// CloudEvents 1.0 as one JSON document.
+    CloudEventsStructured,
+    /// CloudEvents 1.0 with attributes in headers.
+    CloudEventsBinary,
+    /// The event's own data alone.
+    Raw,
 }
 
 /// What happens to events published while a webhook is not active.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES};
 use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, SigningSecret, Webhook, WhenInactive,
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Webhook, WhenInactive,
 };
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
@@ -86,7 +86,13 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
             max_age: Some(duration(webhook.retry.max_age)),
         }),
         payload: Some(v1::PayloadOptions {
-            format: v1::payload_options::Format::Envelope.into(),
+            format: match webhook.payload_format {
+                PayloadFormat::Envelope => v1::payload_options::Format::Envelope,
+                PayloadFormat::CloudEventsStructured => v1::payload_options::Format::CloudeventsStructured,
+                PayloadFormat::CloudEventsBinary => v1::payload_options::Format::CloudeventsBinary,
+                PayloadFormat::Raw => v1::payload_options::Format::Raw,
+            }
+            .into(),
         }),
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, Webhook, WhenInactive,
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive,
 };
 use postrider_common::retry;
 use postrider_common::secret::{SecretBytes, parse_signing};
@@ -47,6 +47,7 @@ pub(crate) struct Draft {
     pub(crate) max_in_flight: Option<NonZeroU32>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) http_version: HttpVersion,
+    pub(crate) payload_format: PayloadFormat,
     pub(crate) retry: retry::Policy,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -99,16 +100,13 @@ pub(crate) fn check(
         v1::delivery_options::HttpVersion::Http2 => HttpVersion::Http2,
     };
     let (max_in_flight, timeout) = check_delivery(delivery, violations);
-    match known(
-        "webhook.payload.format",
-        message.payload.unwrap_or_default().format,
-        violations,
-    ) {
-        Format::Unspecified | Format::Envelope => {}
-        Format::CloudeventsStructured | Format::CloudeventsBinary | Format::Raw => {
-            not_available("webhook.payload.format", true, violations);
-        }
-    }
+    let payload = message.payload.unwrap_or_default();
+    let payload_format = match known("webhook.payload.format", payload.format, violations) {
+        Format::Unspecified | Format::Envelope => PayloadFormat::Envelope,
+        Format::CloudeventsStructured => PayloadFormat::CloudEventsStructured,
+        Format::CloudeventsBinary => PayloadFormat::CloudEventsBinary,
+        Format::Raw => PayloadFormat::Raw,
+    };
     Draft {
         target_url,
         event_types: check_event_types(&message.event_types, violations),
@@ -117,6 +115,7 @@ pub(crate) fn check(
         max_in_flight,
         timeout,
         http_version,
+        payload_format,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
         headers: header_rules::check("webhook.headers", &message.headers, authorization, violations),
         auth,

@@ -133,6 +133,7 @@ pub(crate) mod tests {
             when_inactive: WhenInactive::Drop,
             max_in_flight: None,
             http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
+            payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
             timeout: None,
             retry: postrider_common::retry::Policy::default(),
             headers: Vec::new(),

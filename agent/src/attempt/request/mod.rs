@@ -1,10 +1,14 @@
 //! What a request says: the body, and the headers that do not prove who sent it. Pure.
 
+mod cloudevents;
+
 use std::io::Write as _;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use postrider_common::id::AccountId;
+use postrider_common::model::segment::Event;
+use postrider_common::model::webhook::PayloadFormat;
 use postrider_common::time::Timestamp;
 
 use super::Sent;
@@ -39,7 +43,7 @@ const NEVER_STATIC: [&str; 13] = [
     "user-agent",
 ];
 
-/// What the ENVELOPE adds around one event at most, beyond its `eventInfo` and data, in bytes: keys, id, name and time. For sizing the buffer only.
+/// What a format adds around one event at most, beyond its `eventInfo` and data, in bytes: keys, id, name and time. For sizing the buffer only.
 const EVENT_OVERHEAD: usize = 320;
 
 /// A header that cannot be sent.
@@ -53,6 +57,47 @@ pub struct InvalidHeader {
 impl InvalidHeader {
     fn named(name: impl Into<String>) -> Self {
         Self { name: name.into() }
+    }
+}
+
+/// The body in the webhook's format; the headers that belong to it are set in `headers`.
+///
+/// One event a request: a second one would not fit any format but the envelope, and nothing sends one.
+///
+/// # Errors
+/// [`InvalidHeader`] for an attribute that cannot stand in a header.
+pub fn body(
+    format: PayloadFormat,
+    account: &AccountId,
+    events: &[Sent],
+    headers: &mut HeaderMap,
+) -> Result<Bytes, InvalidHeader> {
+    match (format, events) {
+        (PayloadFormat::Raw, [sent]) => Ok(data(&sent.event)),
+        (PayloadFormat::CloudEventsStructured, [sent]) => {
+            headers.insert(CONTENT_TYPE, cloudevents::STRUCTURED);
+            Ok(cloudevents::structured(account, sent))
+        }
+        (PayloadFormat::CloudEventsBinary, [sent]) => {
+            cloudevents::add_headers(headers, account, sent)?;
+            Ok(data(&sent.event))
+        }
+        (
+            PayloadFormat::Envelope
+            | PayloadFormat::Raw
+            | PayloadFormat::CloudEventsStructured
+            | PayloadFormat::CloudEventsBinary,
+            _,
+        ) => Ok(envelope(account, events)),
+    }
+}
+
+/// The publisher's data byte for byte; `null` if it is empty.
+fn data(event: &Event) -> Bytes {
+    if event.data.is_empty() {
+        Bytes::from_static(b"null")
+    } else {
+        event.data.clone()
     }
 }
 
@@ -87,11 +132,7 @@ pub fn envelope(account: &AccountId, events: &[Sent]) -> Bytes {
         );
         push_string(&mut body, &sent.event_info);
         body.extend_from_slice(b",\"data\":");
-        body.extend_from_slice(if sent.event.data.is_empty() {
-            b"null"
-        } else {
-            &sent.event.data
-        });
+        body.extend_from_slice(&data(&sent.event));
         body.push(b'}');
     }
     body.extend_from_slice(b"]}");

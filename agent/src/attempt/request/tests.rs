@@ -157,3 +157,72 @@ fn what_is_no_header_is_refused_without_repeating_its_value() {
     add_attempt_headers(&mut headers, "a", 1, Timestamp::default(), Some("bad\r\nvalue")).unwrap();
     assert!(!headers.contains_key(TRACEPARENT));
 }
+
+#[test]
+fn a_cloud_event_and_raw_data_are_exactly_these() {
+    let mut plain = sent(
+        "evt_1",
+        "COURSE_COMPLETED",
+        1_727_414_643_000,
+        "5% \"é\"",
+        br#"{"n": 1.0}"#,
+    );
+    let mut event = (*plain.event).clone();
+    event.ordering_key = Some("user/7".into());
+    plain.event = Arc::new(event);
+    let base = base_headers(&[("ce-source".to_owned(), "mine".to_owned())]).unwrap();
+    let made = |format| {
+        let mut headers = base.clone();
+        let made = body(format, &account("1010"), std::slice::from_ref(&plain), &mut headers).unwrap();
+        (String::from_utf8(made.to_vec()).unwrap(), headers)
+    };
+
+    let (text, headers) = made(PayloadFormat::CloudEventsStructured);
+    let expected = concat!(
+        r#"{"specversion":"1.0","id":"evt_1","source":"/accounts/1010","type":"COURSE_COMPLETED","time":"2024-09-27T05:24:03Z","#,
+        r#""eventinfo":"5% \"é\"","partitionkey":"user/7","datacontenttype":"application/json","data":{"n": 1.0}}"#,
+    );
+    assert_eq!(text, expected);
+    assert_eq!(headers[CONTENT_TYPE], "application/cloudevents+json; charset=utf-8");
+
+    let (text, headers) = made(PayloadFormat::CloudEventsBinary);
+    assert_eq!(text, r#"{"n": 1.0}"#);
+    let expected = [
+        ("content-type", "application/json"),
+        ("ce-specversion", "1.0"),
+        ("ce-id", "evt_1"),
+        ("ce-source", "/accounts/1010"),
+        ("ce-type", "COURSE_COMPLETED"),
+        ("ce-time", "2024-09-27T05:24:03Z"),
+        ("ce-eventinfo", "5%25%20%22%C3%A9%22"),
+        ("ce-partitionkey", "user/7"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(headers.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
+    }
+
+    assert_eq!(made(PayloadFormat::Raw), (r#"{"n": 1.0}"#.to_owned(), base.clone()));
+    assert_eq!(made(PayloadFormat::Envelope).1, base);
+}
+
+proptest! {
+    #[test]
+    fn a_cloud_event_says_what_was_published_in_both_modes(
+        id in "[A-Za-z0-9_:-]{1,64}", name in "[A-Za-z][A-Za-z0-9_.:-]{0,20}", time in 0..253_402_300_799_999_i64, info in "\\PC{1,9}|[\\x00-\\x1f\"%]{1,5}",
+    ) {
+        let data: &[u8] = b"{\"a\" : 1.0 , \"big\":12345678901234567890123, \"a\":2}";
+        let event = [sent(&id, &name, time, &info, data)];
+        let mut headers = HeaderMap::new();
+        let document = body(PayloadFormat::CloudEventsStructured, &account("acme"), &event, &mut headers).unwrap();
+        let value: Value = serde_json::from_slice(&document).unwrap();
+        let end = [b"\"data\":", data, b"}"].concat();
+        prop_assert!(document.ends_with(&end));
+        let alone = body(PayloadFormat::CloudEventsBinary, &account("acme"), &event, &mut headers).unwrap();
+        prop_assert_eq!(&alone[..], data);
+        for (attribute, wanted) in [("id", &id), ("type", &name), ("eventinfo", &info)] {
+            prop_assert_eq!(&value[attribute], wanted);
+            let header = headers[format!("ce-{attribute}")].to_str().unwrap();
+            prop_assert_eq!(percent_encoding::percent_decode_str(header).decode_utf8().unwrap(), wanted.as_str());
+        }
+    }
+}

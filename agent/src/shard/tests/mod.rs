@@ -60,6 +60,7 @@ pub(super) fn webhook(id: &str) -> Webhook {
         when_inactive: WhenInactive::Hold,
         max_in_flight: NonZeroU32::new(4),
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
+        payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         timeout: None,
         retry: retry::Policy {
             max_attempts: NonZeroU32::new(5),

@@ -424,7 +424,7 @@ async fn numbers_and_durations_out_of_range_are_refused() {
 async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
     const NO: &str = "NOT_AVAILABLE";
     const UNKNOWN: &str = "UNKNOWN_VALUE";
-    let mut rows = vec![
+    let rows = vec![
         row("filter", |webhook| webhook.filter = "true".into(), "webhook.filter", NO),
         delivery(
             |delivery| delivery.mode = Mode::Batch.into(),
@@ -486,12 +486,13 @@ async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
             "webhook.when_inactive",
             UNKNOWN,
         ),
+        row(
+            "format",
+            |webhook| webhook.payload = Some(v1::PayloadOptions { format: 99 }),
+            "webhook.payload.format",
+            UNKNOWN,
+        ),
     ];
-    for format in [2, 3, 4, 99] {
-        let change = move |webhook: &mut Webhook| webhook.payload = Some(v1::PayloadOptions { format });
-        let reason = if format == 99 { UNKNOWN } else { NO };
-        rows.push(row("format", change, "webhook.payload.format", reason));
-    }
     refused(rows).await;
 }
 

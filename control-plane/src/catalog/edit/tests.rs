@@ -93,6 +93,7 @@ fn webhook(edit: &Edit, name: &str) -> Webhook {
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
+        payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

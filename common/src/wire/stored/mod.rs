@@ -2,10 +2,10 @@
 //!
 //! Everything read is checked as if a stranger had written it: what does not fit is [`Unreadable`], never a panic.
 
+mod webhook;
+
 use std::cell::RefCell;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use postrider_proto::stored as pb;
@@ -16,11 +16,10 @@ use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
 use crate::model::account::Account;
 use crate::model::event_type::{Category, EventType};
 use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
-use crate::model::webhook::{Auth, EventPattern, HttpVersion, SigningSecret, Webhook, WhenInactive};
-use crate::retry;
-use crate::secret::Sealed;
 use crate::store::Revision;
 use crate::time::Timestamp;
+
+pub use webhook::{decode_webhook, encode_webhook};
 
 /// The version of every message that this release writes, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -313,178 +312,4 @@ pub fn decode_event_type(name: EventName, bytes: Bytes) -> Result<EventType, Unr
         create_time: Timestamp::from_millis(stored.create_time),
         update_time: Timestamp::from_millis(stored.update_time),
     })
-}
-
-/// Encodes a webhook.
-pub fn encode_webhook(webhook: &Webhook) -> Bytes {
-    let sealed = |sealed: &Sealed| pb::Sealed {
-        key_id: sealed.key_id.clone(),
-        nonce: sealed.nonce.clone().into(),
-        ciphertext: sealed.ciphertext.clone().into(),
-    };
-    let signing = |secret: &SigningSecret| pb::SigningSecret {
-        id: secret.id.clone(),
-        secret: Some(sealed(&secret.secret)),
-        create_time: secret.create_time.as_millis(),
-        expire_time: secret.expire_time.map_or(0, Timestamp::as_millis),
-    };
-    let auth = match &webhook.auth {
-        Auth::None => None,
-        Auth::Basic { username, password } => Some(pb::webhook::Auth::Basic(pb::BasicAuth {
-            username: username.clone(),
-            password: Some(sealed(password)),
-        })),
-        Auth::Signature { secrets } => Some(pb::webhook::Auth::Signature(pb::SignatureAuth {
-            secrets: secrets.iter().map(signing).collect(),
-        })),
-    };
-    let header = |(name, value): &(String, String)| pb::Header {
-        name: name.clone(),
-        value: value.clone(),
-    };
-    encode(&pb::Webhook {
-        version: VERSION,
-        uid: webhook.uid.as_str().to_owned(),
-        generation: webhook.generation,
-        create_time: webhook.create_time.as_millis(),
-        update_time: webhook.update_time.as_millis(),
-        display_name: webhook.display_name.clone(),
-        description: webhook.description.clone(),
-        target_url: webhook.target_url.clone(),
-        auth,
-        event_types: webhook.event_types.iter().map(ToString::to_string).collect(),
-        retired: !webhook.active,
-        hold_when_inactive: webhook.when_inactive == WhenInactive::Hold,
-        max_in_flight: webhook.max_in_flight.map_or(0, NonZeroU32::get),
-        timeout_ms: webhook.timeout.map_or(0, millis),
-        http_version: match webhook.http_version {
-            HttpVersion::Negotiated => 0,
-            HttpVersion::Http1 => 1,
-            HttpVersion::Http2 => 2,
-        },
-        retry: Some(retry_to_pb(&webhook.retry)),
-        headers: webhook.headers.iter().map(header).collect(),
-        labels: webhook.labels.clone(),
-    })
-}
-
-/// Decodes the webhook stored under `account` and `id`.
-///
-/// # Errors
-/// [`Unreadable`] if the bytes are not a webhook of a version that this release reads.
-pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result<Webhook, Unreadable> {
-    let stored: pb::Webhook = decode(bytes)?;
-    readable_version(stored.version)?;
-    let auth = match stored.auth {
-        None => Auth::None,
-        Some(pb::webhook::Auth::Basic(basic)) => Auth::Basic {
-            username: basic.username,
-            password: sealed_from_pb(basic.password)?,
-        },
-        Some(pb::webhook::Auth::Signature(signature)) => Auth::Signature {
-            secrets: signature
-                .secrets
-                .into_iter()
-                .map(signing_from_pb)
-                .collect::<Result<_, _>>()?,
-        },
-    };
-    let patterns = stored.event_types.iter().map(|text| EventPattern::parse(text));
-    Ok(Webhook {
-        account,
-        id,
-        uid: Uid::new(&stored.uid).map_err(unreadable)?,
-        generation: stored.generation,
-        create_time: Timestamp::from_millis(stored.create_time),
-        update_time: Timestamp::from_millis(stored.update_time),
-        display_name: stored.display_name,
-        description: stored.description,
-        target_url: stored.target_url,
-        auth,
-        event_types: patterns.collect::<Result<_, _>>().map_err(unreadable)?,
-        active: !stored.retired,
-        when_inactive: if stored.hold_when_inactive {
-            WhenInactive::Hold
-        } else {
-            WhenInactive::Drop
-        },
-        max_in_flight: NonZeroU32::new(stored.max_in_flight),
-        timeout: (stored.timeout_ms != 0).then(|| Duration::from_millis(stored.timeout_ms)),
-        http_version: match stored.http_version {
-            0 => HttpVersion::Negotiated,
-            1 => HttpVersion::Http1,
-            2 => HttpVersion::Http2,
-            other => return Err(Unreadable(format!("HTTP version {other}"))),
-        },
-        retry: retry_from_pb(stored.retry.unwrap_or_default()),
-        headers: stored
-            .headers
-            .into_iter()
-            .map(|header| (header.name, header.value))
-            .collect(),
-        labels: stored.labels,
-    })
-}
-
-fn sealed_from_pb(sealed: Option<pb::Sealed>) -> Result<Sealed, Unreadable> {
-    let sealed = sealed.ok_or_else(|| Unreadable("a secret is missing".into()))?;
-    Ok(Sealed {
-        key_id: sealed.key_id,
-        nonce: sealed.nonce.into(),
-        ciphertext: sealed.ciphertext.into(),
-    })
-}
-
-fn signing_from_pb(secret: pb::SigningSecret) -> Result<SigningSecret, Unreadable> {
-    Ok(SigningSecret {
-        id: secret.id,
-        secret: sealed_from_pb(secret.secret)?,
-        create_time: Timestamp::from_millis(secret.create_time),
-        expire_time: (secret.expire_time != 0).then(|| Timestamp::from_millis(secret.expire_time)),
-    })
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Values that are the default's are stored as zeros, so that a later release may change the default for those who chose nothing.
-fn retry_to_pb(policy: &retry::Policy) -> pb::RetryPolicy {
-    let default = retry::Policy::default();
-    let unless = |value: Duration, default: Duration| if value == default { 0 } else { millis(value) };
-    #[allow(clippy::float_cmp)] // The very same constant, or something else.
-    let multiplier = if policy.multiplier == default.multiplier {
-        0.0
-    } else {
-        policy.multiplier
-    };
-    pb::RetryPolicy {
-        max_attempts: policy.max_attempts.map_or(0, NonZeroU32::get),
-        initial_delay_ms: unless(policy.initial_delay, default.initial_delay),
-        multiplier,
-        max_delay_ms: unless(policy.max_delay, default.max_delay),
-        max_age_ms: unless(policy.max_age, default.max_age),
-    }
-}
-
-fn retry_from_pb(policy: pb::RetryPolicy) -> retry::Policy {
-    let default = retry::Policy::default();
-    let or = |millis: u64, default: Duration| {
-        if millis == 0 {
-            default
-        } else {
-            Duration::from_millis(millis)
-        }
-    };
-    retry::Policy {
-        max_attempts: NonZeroU32::new(policy.max_attempts),
-        initial_delay: or(policy.initial_delay_ms, default.initial_delay),
-        multiplier: if policy.multiplier == 0.0 {
-            default.multiplier
-        } else {
-            policy.multiplier
-        },
-        max_delay: or(policy.max_delay_ms, default.max_delay),
-        max_age: or(policy.max_age_ms, default.max_age),
-    }
 }

@@ -33,7 +33,11 @@ fn generate(out: &Path, descriptors: prost_types::FileDescriptorSet) -> Result<(
         .codec_path("crate::codec::StrictCodec")
         .bytes(".")
         .btree_map(".")
-        .skip_debug(["postrider.v1.BasicAuth", "postrider.v1.SignatureAuth"])
+        .skip_debug([
+            "postrider.v1.BasicAuth",
+            "postrider.v1.SignatureAuth",
+            "postrider.v1.RotateSigningSecretRequest",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

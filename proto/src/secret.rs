@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::v1::{BasicAuth, SignatureAuth};
+use crate::v1::{BasicAuth, RotateSigningSecretRequest, SignatureAuth};
 
 impl fmt::Debug for BasicAuth {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,6 +18,18 @@ impl fmt::Debug for SignatureAuth {
         formatter
             .debug_struct("SignatureAuth")
             .field("secret_ids", &self.secret_ids)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RotateSigningSecretRequest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("RotateSigningSecretRequest")
+            .field("name", &self.name)
+            .field("overlap", &self.overlap)
+            .field("etag", &self.etag)
+            .field("validate_only", &self.validate_only)
             .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use postrider_proto::v1::{Event, event as event_body};
+use postrider_proto::v1::{Event, RotateSigningSecretRequest, event as event_body};
 use postrider_tests::client::{basic, event, no_auth, signature, webhook};
 use postrider_tests::cluster::Cluster;
 use postrider_tests::receiver::{Answer, Proof, Receiver};
@@ -250,6 +250,44 @@ async fn a_receiver_that_was_down_or_failing_gets_everything_once_it_is_back() {
         let ids: Vec<&str> = log.of("/down").iter().map(|other| other.header("webhook-id")).collect();
         assert!(ids.contains(&request.header("webhook-id")), "a retry keeps its id");
     }
+}
+
+#[tokio::test]
+async fn a_receiver_takes_a_new_signing_secret_over_without_refusing_anything() {
+    let cluster = Cluster::of(1, 1, 1).await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    let wanted = webhook(&receiver.url("/signed"), &["*"], signature());
+    let name = client.create_webhook(ACCOUNT, "signed", wanted).await.name;
+    let rotate = async |overlap| {
+        let request = RotateSigningSecretRequest {
+            name: name.clone(),
+            overlap,
+            ..RotateSigningSecretRequest::default()
+        };
+        client.webhooks().rotate_signing_secret(request).await.unwrap();
+        client.signing_secret(&name).await
+    };
+    let old = client.signing_secret(&name).await;
+    let new = rotate(None).await;
+    assert_ne!(old, new);
+    // While both sign, a receiver that knows either one is served.
+    for (id, secret) in [("before", &old), ("after", &new)] {
+        receiver.expect("/signed", Proof::Signature(secret.clone()));
+        client.publish(ACCOUNT, vec![event(id, "A", "{}")]).await;
+        receiver.until(id, SOON, |log| log.has("/signed", id)).await;
+    }
+    let newest = rotate(Some(prost_types::Duration::default())).await;
+    receiver.expect("/signed", Proof::Signature(newest));
+    client.publish(ACCOUNT, vec![event("alone", "A", "{}")]).await;
+    receiver.until("alone", SOON, |log| log.has("/signed", "alone")).await;
+    let log = receiver.log();
+    assert_eq!((log.unproven(), log.repeats()), (0, 0));
+    let signatures = log
+        .requests()
+        .iter()
+        .map(|request| request.header("webhook-signature").split(' ').count());
+    assert_eq!(signatures.collect::<Vec<_>>(), [2, 2, 1]);
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub(crate) mod names;
 pub(crate) mod page;
 pub(crate) mod publish_service;
 pub(crate) mod server;
+mod signing_secret;
 pub(crate) mod status;
 mod text_rules;
 pub(crate) mod url_rules;

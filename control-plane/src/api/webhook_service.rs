@@ -2,13 +2,11 @@
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key;
-use postrider_common::model::webhook::{Auth, SigningSecret, Webhook};
-use postrider_common::secret::{SecretBytes, format_signing, generate_signing, hex};
-use postrider_common::time::Timestamp;
+use postrider_common::model::webhook::{Auth, Webhook};
+use postrider_common::secret::SecretBytes;
 use postrider_common::wire::stored::decode_webhook;
 use postrider_proto::v1;
 use secrecy::ExposeSecret as _;
-use serde_json::json;
 use tonic::{Request, Response, Status};
 use v1::webhook_service_server::WebhookService;
 
@@ -16,8 +14,8 @@ use super::listing::{Listing, list};
 use super::page::Scope;
 use super::status::{Error, Violations};
 use super::webhook_rules::{self, Draft, DraftAuth};
-use super::{Deps, convert, json, mask, names, page, webhook_fields};
-use crate::catalog::edit::{Apply, Missing, RequestKey, Resource as _};
+use super::{Deps, convert, mask, names, page, webhook_fields};
+use crate::catalog::edit::{Apply, Missing, RequestKey};
 
 /// The service.
 pub(crate) struct Webhooks(pub(crate) Deps);
@@ -68,6 +66,13 @@ impl WebhookService for Webhooks {
     ) -> Result<Response<v1::ExportSigningSecretResponse>, Status> {
         let webhook = self.get(&request.into_inner().name).await?;
         Ok(Response::new(self.export(&webhook)?))
+    }
+
+    async fn rotate_signing_secret(
+        &self,
+        request: Request<v1::RotateSigningSecretRequest>,
+    ) -> Result<Response<v1::Webhook>, Status> {
+        Ok(Response::new(self.rotate(request.into_inner()).await?))
     }
 }
 
@@ -249,64 +254,10 @@ impl Webhooks {
                 password: seal(&password.unwrap_or_else(|| SecretBytes::from(Vec::new())), "password"),
             },
             (DraftAuth::Signature { secret: None }, kept @ Auth::Signature { .. }) => kept.clone(),
-            (DraftAuth::Signature { secret }, _) => {
-                let mut bytes = [0; 6];
-                self.0.entropy.fill(&mut bytes);
-                let id = format!("sec_{}", hex(&bytes, bytes.len()));
-                let secret = secret.unwrap_or_else(|| generate_signing(&*self.0.entropy));
-                Auth::Signature {
-                    secrets: vec![SigningSecret {
-                        secret: seal(&secret, &format!("signing/{id}")),
-                        id,
-                        create_time: self.0.clock.now(),
-                        expire_time: None,
-                    }],
-                }
-            }
+            (DraftAuth::Signature { secret }, _) => Auth::Signature {
+                secrets: vec![self.signing_secret(&present.account, &present.uid, secret.as_ref())],
+            },
         }
-    }
-
-    fn export(&self, webhook: &Webhook) -> Result<v1::ExportSigningSecretResponse, Error> {
-        let name = Webhook::name(&(webhook.account.clone(), webhook.id.clone()));
-        let Auth::Signature { secrets } = &webhook.auth else {
-            return Err(Error::WrongState {
-                reason: "NO_SIGNATURE",
-                name,
-                description: "its authentication is not a signature".into(),
-            });
-        };
-        let mut shown = Vec::new();
-        for secret in convert::live(secrets, self.0.clock.now()) {
-            let field = format!("signing/{}", secret.id);
-            let context = Webhook::seal_context(&webhook.account, &webhook.uid, &field);
-            let opened = self.0.keyring.open(&secret.secret, &context);
-            let opened = opened.map_err(|error| Error::Bug(format!("a signing secret of {name}: {error}")))?;
-            shown.push(json!({
-                "id": secret.id,
-                "secret": *format_signing(&opened),
-                "createTime": secret.create_time.to_string(),
-                "expireTime": secret.expire_time.as_ref().map(Timestamp::to_string),
-            }));
-        }
-        let document = [
-            ("webhook", json!(name)),
-            ("algorithm", json!("HMAC-SHA256")),
-            (
-                "headers",
-                json!({"id": "webhook-id", "timestamp": "webhook-timestamp", "signature": "webhook-signature"}),
-            ),
-            ("signedContent", json!("{id}.{timestamp}.{body}")),
-            ("secrets", json!(shown)),
-        ];
-        Ok(v1::ExportSigningSecretResponse {
-            file_name: format!("{}-{}-signing-secret.json", webhook.account, webhook.id),
-            document: Some(json::object(
-                document
-                    .into_iter()
-                    .map(|(name, value)| (name.to_owned(), value))
-                    .collect(),
-            )),
-        })
     }
 }
 

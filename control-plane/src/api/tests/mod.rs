@@ -2,6 +2,7 @@
 
 mod inputs;
 mod resources;
+mod rotation;
 mod stories;
 mod wire;
 

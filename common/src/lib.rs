@@ -13,6 +13,7 @@ pub mod retry;
 pub mod secret;
 pub mod shard;
 pub mod shutdown;
+pub mod signature;
 pub mod store;
 pub mod task;
 pub mod telemetry;

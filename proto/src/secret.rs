@@ -18,6 +18,10 @@ impl fmt::Debug for SignatureAuth {
         formatter
             .debug_struct("SignatureAuth")
             .field("secret_ids", &self.secret_ids)
+            .field("algorithm", &self.algorithm)
+            .field("id_header", &self.id_header)
+            .field("timestamp_header", &self.timestamp_header)
+            .field("signature_header", &self.signature_header)
             .finish_non_exhaustive()
     }
 }

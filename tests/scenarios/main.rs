@@ -10,6 +10,7 @@
     reason = "a scenario that cannot go on must fail"
 )]
 
+mod auth_kinds;
 mod crash;
 mod deliver;
 mod handover;

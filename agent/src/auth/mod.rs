@@ -3,17 +3,15 @@
 //! [`Credentials`] are a webhook's secrets, opened. They live in memory only, are wiped when dropped, and have no text form.
 
 mod header;
-mod signature;
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use postrider_common::model::auth::{SignatureHeaders, place};
 use postrider_common::model::webhook::{Auth, Webhook};
-use postrider_common::secret::{Keyring, OpenError, SecretBytes};
+use postrider_common::secret::{Keyring, OpenError};
+use postrider_common::signature::{self, Key};
 use postrider_common::time::Timestamp;
 use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
-
-/// The signatures of Standard Webhooks.
-pub const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
 /// The webhook has no way to prove itself now, so nothing may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,13 +24,39 @@ pub enum Credentials {
     None,
     /// The value of `authorization`.
     Basic(Zeroizing<String>),
-    /// Signing secrets, newest first.
-    Signature(Vec<SigningKey>),
+    /// A signature.
+    Signature(Signature),
+}
+
+/// What signs a webhook's requests.
+pub struct Signature {
+    names: Names,
+    /// Newest first.
+    keys: Vec<SigningKey>,
+}
+
+/// What the headers of a signature are called.
+struct Names {
+    id: HeaderName,
+    timestamp: HeaderName,
+    signature: HeaderName,
+}
+
+impl Names {
+    /// Names that cannot be sent give none: nothing must go out unsigned.
+    fn new(headers: &SignatureHeaders) -> Option<Self> {
+        let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).ok();
+        Some(Self {
+            id: name(&headers.id)?,
+            timestamp: name(&headers.timestamp)?,
+            signature: name(&headers.signature)?,
+        })
+    }
 }
 
 /// One signing secret, opened.
-pub struct SigningKey {
-    secret: SecretBytes,
+struct SigningKey {
+    key: Key,
     expire_time: Option<Timestamp>,
 }
 
@@ -56,25 +80,32 @@ impl Credentials {
         match &webhook.auth {
             Auth::None => Ok(Self::None),
             Auth::Basic { username, password } => {
-                let password = keyring.open(password, &context("password"))?;
+                let password = keyring.open(password, &context(place::PASSWORD))?;
                 Ok(Self::Basic(header::basic(username, password.expose_secret())))
             }
-            Auth::Signature { secrets } => secrets
-                .iter()
-                .filter(|secret| is_live(secret.expire_time, now))
-                .map(|secret| {
+            Auth::Signature {
+                algorithm,
+                headers,
+                secrets,
+            } => {
+                let live = secrets.iter().filter(|secret| is_live(secret.expire_time, now));
+                let keys = live.map(|secret| {
                     let opened = keyring.open(&secret.secret, &context(&format!("signing/{}", secret.id)))?;
                     Ok(SigningKey {
-                        secret: opened,
+                        key: Key::new(*algorithm, opened).ok_or(OpenError::Corrupt)?,
                         expire_time: secret.expire_time,
                     })
-                })
-                .collect::<Result<_, _>>()
-                .map(Self::Signature),
+                });
+                Ok(Self::Signature(Signature {
+                    names: Names::new(headers).ok_or(OpenError::Corrupt)?,
+                    keys: keys.collect::<Result<_, OpenError>>()?,
+                }))
+            }
         }
     }
 
-    /// Adds what proves the sender of the request with this id, time and body.
+    /// Adds what proves the sender of the request with this id, time and body. The headers of the id and the time are there already, under the names
+    /// of Standard Webhooks; a signature under other names sends them under these instead.
     ///
     /// # Errors
     /// [`NoLiveSecret`] if all signing secrets have expired.
@@ -82,11 +113,20 @@ impl Credentials {
         let (name, value) = match self {
             Self::None => return Ok(()),
             Self::Basic(value) => (AUTHORIZATION, HeaderValue::from_str(value)),
-            Self::Signature(keys) => {
-                let live = keys.iter().filter(|key| key.is_live(now));
-                let secrets = live.map(|key| key.secret.expose_secret());
-                let value = signature::header(secrets, id, now.as_seconds(), body).ok_or(NoLiveSecret)?;
-                (WEBHOOK_SIGNATURE, HeaderValue::try_from(value))
+            Self::Signature(Signature { names, keys }) => {
+                let live = keys.iter().filter(|key| key.is_live(now)).map(|key| &key.key);
+                let value = signature::header(live, id, now.as_seconds(), body).ok_or(NoLiveSecret)?;
+                for (standard, name) in [
+                    (SignatureHeaders::ID, &names.id),
+                    (SignatureHeaders::TIMESTAMP, &names.timestamp),
+                ] {
+                    if name != standard
+                        && let Some(value) = headers.remove(standard)
+                    {
+                        headers.insert(name.clone(), value);
+                    }
+                }
+                (names.signature.clone(), HeaderValue::try_from(value))
             }
         };
         // Base64 is always a header value.

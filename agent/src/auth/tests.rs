@@ -6,8 +6,11 @@ use postrider_common::entropy::SystemEntropy;
 use postrider_common::id::{AccountId, Uid, WebhookId};
 use postrider_common::model::webhook::{SigningSecret, WhenInactive};
 use postrider_common::retry;
+use postrider_common::signature::Algorithm;
 
 use super::*;
+
+const WEBHOOK_SIGNATURE: &str = SignatureHeaders::SIGNATURE;
 
 const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -42,6 +45,10 @@ fn webhook(auth: Auth) -> Webhook {
 }
 
 fn signing(expire_times: &[Option<i64>]) -> (Webhook, Keyring) {
+    signing_with(Algorithm::HmacSha256, SignatureHeaders::default(), expire_times)
+}
+
+fn signing_with(algorithm: Algorithm, headers: SignatureHeaders, expire_times: &[Option<i64>]) -> (Webhook, Keyring) {
     let (ring, entropy) = ring();
     let plain = webhook(Auth::None);
     let secrets = expire_times.iter().enumerate().map(|(index, end)| {
@@ -54,8 +61,12 @@ fn signing(expire_times: &[Option<i64>]) -> (Webhook, Keyring) {
             expire_time: end.map(Timestamp::from_millis),
         }
     });
-    let secrets = secrets.collect();
-    (webhook(Auth::Signature { secrets }), ring)
+    let auth = Auth::Signature {
+        algorithm,
+        headers,
+        secrets: secrets.collect(),
+    };
+    (webhook(auth), ring)
 }
 
 fn signature(credentials: &Credentials, now: Timestamp) -> Result<String, NoLiveSecret> {
@@ -72,7 +83,8 @@ fn every_live_secret_signs_newest_first_and_stops_when_it_expires() {
     let both = signature(&credentials, Timestamp::from_millis(1_999_999)).unwrap();
     let one = signature(&credentials, Timestamp::from_millis(2_000_000)).unwrap();
     assert_eq!((both.split(' ').count(), one.split(' ').count()), (2, 1));
-    let newest = signature::header([[0_u8; 32].as_slice()].into_iter(), "evt_1", 1999, b"{}").unwrap();
+    let newest = Key::new(Algorithm::HmacSha256, vec![0_u8; 32].into()).unwrap();
+    let newest = signature::header([&newest].into_iter(), "evt_1", 1999, b"{}").unwrap();
     assert!(both.starts_with(&newest), "{both}");
 }
 
@@ -89,13 +101,13 @@ fn a_webhook_whose_secrets_have_all_expired_cannot_prove_itself() {
 #[test]
 fn a_secret_that_was_moved_or_belongs_to_another_webhook_does_not_open() {
     let (mut hook, ring) = signing(&[None, None]);
-    let Auth::Signature { secrets } = &mut hook.auth else {
+    let Auth::Signature { secrets, .. } = &mut hook.auth else {
         unreachable!()
     };
     secrets.swap(0, 1);
     let (first, second) = (secrets[0].id.clone(), secrets[1].id.clone());
     assert!(Credentials::open(&hook, &ring, NOW).is_ok());
-    let Auth::Signature { secrets } = &mut hook.auth else {
+    let Auth::Signature { secrets, .. } = &mut hook.auth else {
         unreachable!()
     };
     (secrets[0].id, secrets[1].id) = (second, first);
@@ -127,4 +139,44 @@ fn basic_credentials_are_sensitive_and_no_auth_adds_nothing() {
         .apply(&mut headers, "a", NOW, b"")
         .unwrap();
     assert!(headers.is_empty());
+}
+
+#[test]
+fn custom_names_are_sent_instead_of_the_standard_ones() {
+    let names = SignatureHeaders {
+        id: "svix-id".to_owned(),
+        timestamp: "svix-timestamp".to_owned(),
+        signature: "svix-signature".to_owned(),
+    };
+    let (hook, ring) = signing_with(Algorithm::Ed25519, names, &[None]);
+    let mut headers = HeaderMap::new();
+    headers.insert("webhook-id", HeaderValue::from_static("evt_1"));
+    headers.insert("webhook-timestamp", HeaderValue::from_static("1000"));
+    headers.insert("webhook-attempt", HeaderValue::from_static("1"));
+    Credentials::open(&hook, &ring, NOW)
+        .unwrap()
+        .apply(&mut headers, "evt_1", NOW, b"{}")
+        .unwrap();
+    let key = Key::new(Algorithm::Ed25519, vec![0_u8; 32].into()).unwrap();
+    let expected = signature::header([&key].into_iter(), "evt_1", 1000, b"{}").unwrap();
+    assert_eq!(headers["svix-signature"], expected);
+    let mut sent: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+    sent.sort_unstable();
+    assert_eq!(sent, ["svix-id", "svix-signature", "svix-timestamp", "webhook-attempt"]);
+    assert_eq!(
+        (&headers["svix-id"], &headers["svix-timestamp"]),
+        (&"evt_1".parse().unwrap(), &"1000".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_secret_that_is_no_key_of_the_algorithm_signs_nothing() {
+    let (mut hook, ring) = signing(&[None]);
+    let place = Webhook::seal_context(&hook.account, &hook.uid, "signing/0");
+    let Auth::Signature { algorithm, secrets, .. } = &mut hook.auth else {
+        unreachable!()
+    };
+    *algorithm = Algorithm::Ed25519;
+    secrets[0].secret = ring.seal(&[1; 24], &place, &SystemEntropy::seeded(2));
+    assert_eq!(Credentials::open(&hook, &ring, NOW).err(), Some(OpenError::Corrupt));
 }

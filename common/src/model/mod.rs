@@ -1,6 +1,7 @@
 //! What Postrider deals with, as plain validated values: no protobuf, no store, no network.
 
 pub mod account;
+pub mod auth;
 pub mod event_type;
 pub mod segment;
 pub mod webhook;

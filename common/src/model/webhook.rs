@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::id::{AccountId, EventName, Uid, WebhookId};
 use crate::retry;
-use crate::secret::Sealed;
 use crate::time::Timestamp;
+
+pub use super::auth::{Auth, SigningSecret};
 
 /// Requests under way at once unless the webhook says otherwise: enough for 2,000 a second at 16 ms each, few enough for a small receiver.
 pub const DEFAULT_MAX_IN_FLIGHT: NonZeroU32 = NonZeroU32::new(32).unwrap();
@@ -68,44 +69,11 @@ impl Webhook {
             && self.event_types.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// The place that a secret of this webhook is sealed for (see [`crate::secret::Keyring::seal`]). `field` is `password`, or `signing/` and the
-    /// secret's id.
+    /// The place that a secret of this webhook is sealed for (see [`crate::secret::Keyring::seal`]). `field` is one of [`super::auth::place`], or
+    /// `signing/` and the secret's id.
     pub fn seal_context(account: &AccountId, uid: &Uid, field: &str) -> String {
         format!("webhook|{account}|{uid}|{field}")
     }
-}
-
-/// How requests prove who sent them.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Auth {
-    /// Not at all.
-    #[default]
-    None,
-    /// User name and password, RFC 7617.
-    Basic {
-        /// In clear.
-        username: String,
-        /// Sealed.
-        password: Sealed,
-    },
-    /// A signature, Standard Webhooks 1.0.
-    Signature {
-        /// Newest first; at least one. All that have not expired sign.
-        secrets: Vec<SigningSecret>,
-    },
-}
-
-/// One signing secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SigningSecret {
-    /// Unique within the webhook.
-    pub id: String,
-    /// The raw bytes, sealed.
-    pub secret: Sealed,
-    /// When it was made.
-    pub create_time: Timestamp,
-    /// When it stops signing; `None` means never.
-    pub expire_time: Option<Timestamp>,
 }
 
 /// Which version of HTTP requests are made with.

@@ -10,6 +10,7 @@ use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
     Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Webhook, WhenInactive,
 };
+use postrider_common::signature::Algorithm;
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
 use v1::auth::Method;
@@ -19,17 +20,6 @@ use crate::catalog::edit::Resource as _;
 
 /// A webhook as callers see it at `now` (secrets that have expired by then are not named).
 pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
-    let method = match &webhook.auth {
-        Auth::None => Method::None(v1::NoAuth {}),
-        Auth::Basic { username, .. } => Method::Basic(v1::BasicAuth {
-            username: username.clone(),
-            password: String::new(),
-        }),
-        Auth::Signature { secrets } => Method::Signature(v1::SignatureAuth {
-            secret: String::new(),
-            secret_ids: live(secrets, now).map(|secret| secret.id.clone()).collect(),
-        }),
-    };
     let (state, state_reason) = if webhook.active {
         (v1::webhook::State::Active, "")
     } else {
@@ -56,7 +46,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         display_name: webhook.display_name.clone(),
         description: webhook.description.clone(),
         target_url: webhook.target_url.clone(),
-        auth: Some(v1::Auth { method: Some(method) }),
+        auth: Some(auth(&webhook.auth, now)),
         event_types: webhook.event_types.iter().map(ToString::to_string).collect(),
         filter: String::new(),
         active: Some(webhook.active),
@@ -97,6 +87,33 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),
     }
+}
+
+fn auth(auth: &Auth, now: Timestamp) -> v1::Auth {
+    let method = match auth {
+        Auth::None => Method::None(v1::NoAuth {}),
+        Auth::Basic { username, .. } => Method::Basic(v1::BasicAuth {
+            username: username.clone(),
+            password: String::new(),
+        }),
+        Auth::Signature {
+            algorithm,
+            headers,
+            secrets,
+        } => Method::Signature(v1::SignatureAuth {
+            secret: String::new(),
+            secret_ids: live(secrets, now).map(|secret| secret.id.clone()).collect(),
+            algorithm: match algorithm {
+                Algorithm::HmacSha256 => v1::signature_auth::Algorithm::HmacSha256,
+                Algorithm::Ed25519 => v1::signature_auth::Algorithm::Ed25519,
+            }
+            .into(),
+            id_header: headers.id.clone(),
+            timestamp_header: headers.timestamp.clone(),
+            signature_header: headers.signature.clone(),
+        }),
+    };
+    v1::Auth { method: Some(method) }
 }
 
 /// The secrets that sign at `now`, newest first.

@@ -45,20 +45,11 @@ const RESERVED: [&str; 20] = [
 /// What the names of further reserved headers start with.
 const RESERVED_PREFIXES: [&str; 2] = ["proxy-", "webhook-"];
 
-/// Whether requests carry credentials of their own in the `authorization` header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Authorization {
-    /// They do: an extra header of that name would contradict them.
-    Taken,
-    /// They do not.
-    Free,
-}
-
-/// Checks the headers and answers them with their names in lower case.
+/// Checks the headers and answers them with their names in lower case. `taken` are the names that the webhook's authentication sets.
 pub(crate) fn check(
     field: &str,
     headers: &[v1::Header],
-    authorization: Authorization,
+    taken: &[&str],
     violations: &mut Violations,
 ) -> Vec<(String, String)> {
     if headers.len() > MAX_HEADERS {
@@ -74,18 +65,10 @@ pub(crate) fn check(
     for (index, header) in headers.iter().enumerate() {
         let name = header.name.to_ascii_lowercase();
         let at = format!("{field}[{index}].name");
-        if name.len() > MAX_NAME {
-            violations.add(at, "TOO_LARGE", format!("must be at most {MAX_NAME} characters"));
-        } else if !is_token(&name) {
-            violations.add(
-                at,
-                "MALFORMED",
-                "must be a header name: letters, digits and !#$%&'*+-.^_`|~",
-            );
-        } else if RESERVED.contains(&name.as_str()) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-            violations.add(at, "RESERVED", format!("{name} is set by the protocol or by Postrider"));
-        } else if name == "authorization" && authorization == Authorization::Taken {
-            violations.add(at, "CONFLICT", "auth.basic sets this header");
+        if !check_name(&at, &name, violations) {
+            // Said already.
+        } else if taken.contains(&name.as_str()) {
+            violations.add(at, "CONFLICT", "the webhook's authentication sets this header");
         } else if !seen.insert(name.clone()) {
             violations.add(at, "DUPLICATE", format!("{name} is given twice"));
         }
@@ -108,6 +91,22 @@ pub(crate) fn check(
     checked
 }
 
+/// Checks the name, in lower case, of a header that callers choose. Answers whether it may be sent.
+pub(crate) fn check_name(field: &str, name: &str, violations: &mut Violations) -> bool {
+    let (reason, rule) = if name.len() > MAX_NAME {
+        ("TOO_LARGE", format!("must be at most {MAX_NAME} characters"))
+    } else if !is_token(name) {
+        let rule = "must be a header name: letters, digits and !#$%&'*+-.^_`|~";
+        ("MALFORMED", rule.to_owned())
+    } else if RESERVED.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+        ("RESERVED", format!("{name} is set by the protocol or by Postrider"))
+    } else {
+        return true;
+    };
+    violations.add(field, reason, rule);
+    false
+}
+
 fn is_token(name: &str) -> bool {
     !name.is_empty()
         && name
@@ -126,7 +125,7 @@ mod tests {
         fn what_passes_can_be_sent(name in "[a-zA-Z -~\\PC]{0,6}", value in "[ -~\\PC\\x00-\\x1f]{0,6}") {
             let mut violations = Violations::default();
             let header = v1::Header { name, value };
-            let checked = check("headers", &[header], Authorization::Free, &mut violations);
+            let checked = check("headers", &[header], &[], &mut violations);
             if violations.is_empty() {
                 let (name, value) = &checked[0];
                 prop_assert!(http::HeaderName::from_bytes(name.as_bytes()).is_ok());
@@ -143,7 +142,7 @@ mod tests {
             name: "X-Team".into(),
             value: "a b".into(),
         };
-        let checked = check("headers", &[header], Authorization::Free, &mut violations);
+        let checked = check("headers", &[header], &[], &mut violations);
         assert!(violations.is_empty());
         assert_eq!(checked, [("x-team".to_owned(), "a b".to_owned())]);
     }

@@ -1,6 +1,6 @@
 //! The fields of a webhook that an update mask may name. Pure.
 
-use postrider_proto::v1::{self, Auth, BasicAuth, SignatureAuth, Webhook};
+use postrider_proto::v1::{self, Auth, SignatureAuth, Webhook};
 use v1::auth::Method;
 
 use super::mask::{Field, Fields, is_set};
@@ -41,6 +41,39 @@ macro_rules! nested {
     };
 }
 
+/// A method of authentication, or a field of one. When a field is set its method is chosen.
+macro_rules! of_auth {
+    ($name:ident, $method:ident) => {
+        Field {
+            path: concat!("auth.", stringify!($name)),
+            // Without any field no finer path says that the method was chosen.
+            populated: |from| matches!(method(from), Some(Method::$method(chosen)) if !is_set(chosen)),
+            copy: |from, to| copy_method(from, to, |method| matches!(method, Method::$method(_))),
+        }
+    };
+    ($name:ident, $method:ident . $field:ident) => {
+        Field {
+            path: concat!("auth.", stringify!($name), ".", stringify!($field)),
+            populated: |from| matches!(method(from), Some(Method::$method(chosen)) if is_set(&chosen.$field)),
+            copy: |from, to| {
+                let mut chosen = if let Some(Method::$method(present)) = method(to) {
+                    present.clone()
+                } else {
+                    Default::default()
+                };
+                chosen.$field = if let Some(Method::$method(given)) = method(from) {
+                    given.$field.clone()
+                } else {
+                    Default::default()
+                };
+                to.auth = Some(Auth {
+                    method: Some(Method::$method(chosen)),
+                });
+            },
+        }
+    };
+}
+
 /// The table.
 pub(crate) const FIELDS: Fields<Webhook> = Fields {
     writable: &[
@@ -53,48 +86,26 @@ pub(crate) const FIELDS: Fields<Webhook> = Fields {
             populated: |from| matches!(method(from), Some(Method::None(_))),
             copy: |from, to| copy_method(from, to, |method| matches!(method, Method::None(_))),
         },
-        Field {
-            path: "auth.basic",
-            // With neither a name nor a password no finer path says that the method was chosen.
-            populated: |from| basic(from).is_some_and(|basic| !is_set(basic)),
-            copy: |from, to| copy_method(from, to, |method| matches!(method, Method::Basic(_))),
-        },
-        Field {
-            path: "auth.basic.username",
-            populated: |from| basic(from).is_some_and(|basic| is_set(&basic.username)),
-            copy: |from, to| {
-                let username = basic(from).map(|basic| basic.username.clone());
-                basic_mut(to, |basic| basic.username = username.unwrap_or_default());
-            },
-        },
-        Field {
-            path: "auth.basic.password",
-            populated: |from| basic(from).is_some_and(|basic| is_set(&basic.password)),
-            copy: |from, to| {
-                let password = basic(from).map(|basic| basic.password.clone());
-                basic_mut(to, |basic| basic.password = password.unwrap_or_default());
-            },
-        },
+        of_auth!(basic, Basic),
+        of_auth!(basic, Basic.username),
+        of_auth!(basic, Basic.password),
         Field {
             path: "auth.signature",
-            populated: |from| matches!(method(from), Some(Method::Signature(_))),
+            populated: |_| false,
             copy: |from, to| copy_method(from, to, |method| matches!(method, Method::Signature(_))),
         },
         Field {
-            path: "auth.signature.secret",
-            populated: |_| false,
-            copy: |from, to| {
-                let secret = match method(from) {
-                    Some(Method::Signature(signature)) => signature.secret.clone(),
-                    Some(Method::None(_) | Method::Basic(_)) | None => String::new(),
-                };
-                let signature = SignatureAuth {
-                    secret,
-                    ..SignatureAuth::default()
-                };
-                to.auth.get_or_insert_default().method = Some(Method::Signature(signature));
+            // Without any field it says that the method was chosen; the other fields of a signature that is there stay as they are.
+            populated: |from| {
+                matches!(method(from), Some(Method::Signature(signature))
+                    if is_set(&signature.secret) || *signature == SignatureAuth::default())
             },
+            ..of_auth!(signature, Signature.secret)
         },
+        of_auth!(signature, Signature.algorithm),
+        of_auth!(signature, Signature.id_header),
+        of_auth!(signature, Signature.timestamp_header),
+        of_auth!(signature, Signature.signature_header),
         plain!(event_types),
         plain!(filter),
         plain!(active),
@@ -138,13 +149,6 @@ fn method(webhook: &Webhook) -> Option<&Method> {
     webhook.auth.as_ref()?.method.as_ref()
 }
 
-fn basic(webhook: &Webhook) -> Option<&BasicAuth> {
-    match method(webhook)? {
-        Method::Basic(basic) => Some(basic),
-        Method::None(_) | Method::Signature(_) => None,
-    }
-}
-
 /// Copies one alternative of the oneof: if the request does not have it, it is cleared.
 fn copy_method(from: &Webhook, to: &mut Webhook, is: fn(&Method) -> bool) {
     if let Some(chosen) = method(from).filter(|method| is(method)) {
@@ -156,17 +160,10 @@ fn copy_method(from: &Webhook, to: &mut Webhook, is: fn(&Method) -> bool) {
     }
 }
 
-/// Changes the basic authentication, which becomes the method.
-fn basic_mut(to: &mut Webhook, change: impl FnOnce(&mut BasicAuth)) {
-    let mut present = basic(to).cloned().unwrap_or_default();
-    change(&mut present);
-    to.auth = Some(Auth {
-        method: Some(Method::Basic(present)),
-    });
-}
-
 #[cfg(test)]
 mod tests {
+    use postrider_proto::v1::BasicAuth;
+
     use super::*;
     use crate::api::mask::merge;
     use crate::api::status::Violations;

@@ -5,28 +5,21 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive,
+    DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive,
 };
 use postrider_common::retry;
-use postrider_common::secret::{SecretBytes, parse_signing};
 use postrider_proto::v1;
-use v1::auth::Method;
 use v1::delivery_options::{Mode, OnFailure, Ordering};
 use v1::payload_options::Format;
 
-use super::header_rules::{self, Authorization};
+use super::auth_rules::{self, DraftAuth};
+use super::header_rules;
 use super::status::Violations;
-use super::text_rules::{description, display_name, duration, known, labels, not_available, too_long};
+use super::text_rules::{description, display_name, duration, known, labels, not_available};
 use super::url_rules::UrlCheck;
 
 /// Most trigger events of a webhook.
 const MAX_EVENT_TYPES: usize = 128;
-
-/// Most characters of a user name.
-const MAX_USERNAME: usize = 256;
-
-/// Most characters of a password.
-const MAX_PASSWORD: usize = 1024;
 
 /// Most requests under way at once.
 const MAX_IN_FLIGHT: i32 = 1000;
@@ -53,19 +46,6 @@ pub(crate) struct Draft {
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-/// The authentication as asked for. No secret means: keep the present one (or, for a signature that is new, make one).
-#[derive(Debug, Clone)]
-pub(crate) enum DraftAuth {
-    None,
-    Basic {
-        username: String,
-        password: Option<SecretBytes>,
-    },
-    Signature {
-        secret: Option<SecretBytes>,
-    },
-}
-
 /// Checks a webhook. `present` is what an update changes: its secrets may be kept, and its URL is not judged again unless it changes.
 pub(crate) fn check(
     message: v1::Webhook,
@@ -84,11 +64,7 @@ pub(crate) fn check(
             String::new()
         }),
     };
-    let auth = check_auth(message.auth, present, violations);
-    let authorization = match auth {
-        DraftAuth::Basic { .. } => Authorization::Taken,
-        DraftAuth::None | DraftAuth::Signature { .. } => Authorization::Free,
-    };
+    let auth = auth_rules::check(message.auth, present, violations);
     let when_inactive = match known("webhook.when_inactive", message.when_inactive, violations) {
         v1::webhook::WhenInactive::Hold => WhenInactive::Hold,
         v1::webhook::WhenInactive::Unspecified | v1::webhook::WhenInactive::Drop => WhenInactive::Drop,
@@ -117,57 +93,11 @@ pub(crate) fn check(
         http_version,
         payload_format,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
-        headers: header_rules::check("webhook.headers", &message.headers, authorization, violations),
+        headers: header_rules::check("webhook.headers", &message.headers, &auth.headers(), violations),
         auth,
         display_name: message.display_name,
         description: message.description,
         labels: message.labels,
-    }
-}
-
-fn check_auth(auth: Option<v1::Auth>, present: Option<&Webhook>, violations: &mut Violations) -> DraftAuth {
-    match auth.and_then(|auth| auth.method) {
-        None | Some(Method::None(_)) => DraftAuth::None,
-        Some(Method::Basic(basic)) => {
-            let kept = matches!(present.map(|webhook| &webhook.auth), Some(Auth::Basic { .. }));
-            check_username(&basic.username, violations);
-            let field = "webhook.auth.basic.password";
-            too_long(field, &basic.password, MAX_PASSWORD, violations);
-            if basic.password.chars().any(char::is_control) {
-                violations.add(field, "CONTROL_CHARACTER", "must not contain control characters");
-            }
-            if basic.password.is_empty() && !kept {
-                violations.add(field, "REQUIRED", "must be 1 to 1,024 characters");
-            }
-            DraftAuth::Basic {
-                username: basic.username,
-                password: (!basic.password.is_empty()).then(|| SecretBytes::from(basic.password.into_bytes())),
-            }
-        }
-        Some(Method::Signature(signature)) => {
-            let secret = (!signature.secret.is_empty()).then(|| parse_signing(&signature.secret));
-            DraftAuth::Signature {
-                secret: secret.and_then(|parsed| {
-                    parsed
-                        .map_err(|rule| violations.add("webhook.auth.signature.secret", "MALFORMED", rule))
-                        .ok()
-                }),
-            }
-        }
-    }
-}
-
-fn check_username(username: &str, violations: &mut Violations) {
-    let field = "webhook.auth.basic.username";
-    too_long(field, username, MAX_USERNAME, violations);
-    if username.is_empty() {
-        violations.add(field, "REQUIRED", "must be 1 to 256 characters");
-    }
-    if username.contains(':') {
-        violations.add(field, "MALFORMED", "must not contain a colon (RFC 7617)");
-    }
-    if username.chars().any(char::is_control) {
-        violations.add(field, "CONTROL_CHARACTER", "must not contain control characters");
     }
 }
 

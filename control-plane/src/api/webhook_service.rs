@@ -3,18 +3,16 @@
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key;
 use postrider_common::model::webhook::{Auth, Webhook};
-use postrider_common::secret::SecretBytes;
 use postrider_common::wire::stored::decode_webhook;
 use postrider_proto::v1;
-use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 use v1::webhook_service_server::WebhookService;
 
 use super::listing::{Listing, list};
 use super::page::Scope;
 use super::status::{Error, Violations};
-use super::webhook_rules::{self, Draft, DraftAuth};
-use super::{Deps, convert, mask, names, page, webhook_fields};
+use super::webhook_rules::{self, Draft};
+use super::{Deps, auth_secrets, convert, mask, names, page, webhook_fields};
 use crate::catalog::edit::{Apply, Missing, RequestKey};
 
 /// The service.
@@ -230,35 +228,6 @@ impl Webhooks {
             labels: draft.labels,
         }
     }
-
-    fn seal(&self, present: &Webhook, auth: DraftAuth) -> Auth {
-        let seal = |secret: &SecretBytes, field: &str| {
-            let context = Webhook::seal_context(&present.account, &present.uid, field);
-            self.0.keyring.seal(secret.expose_secret(), &context, &*self.0.entropy)
-        };
-        match (auth, &present.auth) {
-            (DraftAuth::None, _) => Auth::None,
-            (
-                DraftAuth::Basic {
-                    username,
-                    password: None,
-                },
-                Auth::Basic { password, .. },
-            ) => Auth::Basic {
-                username,
-                password: password.clone(),
-            },
-            (DraftAuth::Basic { username, password }, _) => Auth::Basic {
-                username,
-                // The rules let no new method through without a password.
-                password: seal(&password.unwrap_or_else(|| SecretBytes::from(Vec::new())), "password"),
-            },
-            (DraftAuth::Signature { secret: None }, kept @ Auth::Signature { .. }) => kept.clone(),
-            (DraftAuth::Signature { secret }, _) => Auth::Signature {
-                secrets: vec![self.signing_secret(&present.account, &present.uid, secret.as_ref())],
-            },
-        }
-    }
 }
 
 /// The content of a request that its id stands for. Secrets are left out: the hash of a guessable password would give it away.
@@ -266,11 +235,8 @@ fn without_secrets(request: &v1::CreateWebhookRequest) -> v1::CreateWebhookReque
     let mut content = request.clone();
     content.request_id.clear();
     content.validate_only = false;
-    let auth = content.webhook.as_mut().and_then(|webhook| webhook.auth.as_mut());
-    match auth.and_then(|auth| auth.method.as_mut()) {
-        Some(v1::auth::Method::Basic(basic)) => basic.password.clear(),
-        Some(v1::auth::Method::Signature(signature)) => signature.secret.clear(),
-        Some(v1::auth::Method::None(_)) | None => {}
+    if let Some(auth) = content.webhook.as_mut().and_then(|webhook| webhook.auth.as_mut()) {
+        auth_secrets::clear(auth);
     }
     content
 }

@@ -1,6 +1,7 @@
 //! HTTP/1.1: what arrives, and which connections it arrives on.
 
-use postrider_common::secret::{SIGNING_BYTES, generate_signing};
+use postrider_common::model::auth::SignatureHeaders;
+use postrider_common::signature::Algorithm;
 use secrecy::ExposeSecret as _;
 
 use super::*;
@@ -57,7 +58,7 @@ async fn a_signed_request_verifies_with_the_reference_library_and_each_live_secr
     let (address, mut requests) = answering(&group, OK).await;
     let (ring, entropy) = keyring();
     let mut hook = webhook(&format!("http://{address}/"));
-    let secrets: Vec<_> = (0..3).map(|_| generate_signing(&entropy)).collect();
+    let secrets: Vec<_> = (0..3).map(|_| Algorithm::HmacSha256.generate(&entropy)).collect();
     let now = postrider_common::time::Clock::now(&SystemClock);
     let ends = [None, Some(now + Duration::from_secs(3600)), Some(now)];
     let stored = secrets
@@ -75,6 +76,8 @@ async fn a_signed_request_verifies_with_the_reference_library_and_each_live_secr
             }
         });
     hook.auth = Auth::Signature {
+        algorithm: Algorithm::HmacSha256,
+        headers: SignatureHeaders::default(),
         secrets: stored.collect(),
     };
     assert_eq!(Bench::new().send(&Arc::new(hook)).await, delivered(200));
@@ -84,7 +87,6 @@ async fn a_signed_request_verifies_with_the_reference_library_and_each_live_secr
         headers.insert(name, request.header(name).unwrap().parse().unwrap());
     }
     let verifies = secrets.iter().map(|secret| {
-        assert_eq!(secret.expose_secret().len(), SIGNING_BYTES);
         let verifier = standardwebhooks::Webhook::from_bytes(secret.expose_secret().to_vec()).unwrap();
         verifier.verify(&request.body, &headers).is_ok()
     });
@@ -129,7 +131,11 @@ async fn nothing_is_dialled_when_a_secret_cannot_be_opened_or_none_is_live() {
         bench.send(&Arc::new(hook.clone())).await,
         Outcome::NotMade { .. }
     ));
-    hook.auth = Auth::Signature { secrets: Vec::new() };
+    hook.auth = Auth::Signature {
+        algorithm: Algorithm::HmacSha256,
+        headers: SignatureHeaders::default(),
+        secrets: Vec::new(),
+    };
     assert!(matches!(bench.send(&Arc::new(hook)).await, Outcome::NotMade { .. }));
     assert_eq!(bench.dialer.dialled(), []);
 }

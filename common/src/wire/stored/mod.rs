@@ -2,6 +2,7 @@
 //!
 //! Everything read is checked as if a stranger had written it: what does not fit is [`Unreadable`], never a panic.
 
+mod auth;
 mod webhook;
 
 use std::cell::RefCell;

@@ -6,36 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use postrider_proto::stored as pb;
 
-use super::{Unreadable, VERSION, decode, encode, readable_version, unreadable};
+use super::{Unreadable, VERSION, auth, decode, encode, readable_version, unreadable};
 use crate::id::{AccountId, Uid, WebhookId};
-use crate::model::webhook::{Auth, EventPattern, HttpVersion, PayloadFormat, SigningSecret, Webhook, WhenInactive};
+use crate::model::webhook::{EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive};
 use crate::retry;
-use crate::secret::Sealed;
 use crate::time::Timestamp;
 
 /// Encodes a webhook.
 pub fn encode_webhook(webhook: &Webhook) -> Bytes {
-    let sealed = |sealed: &Sealed| pb::Sealed {
-        key_id: sealed.key_id.clone(),
-        nonce: sealed.nonce.clone().into(),
-        ciphertext: sealed.ciphertext.clone().into(),
-    };
-    let signing = |secret: &SigningSecret| pb::SigningSecret {
-        id: secret.id.clone(),
-        secret: Some(sealed(&secret.secret)),
-        create_time: secret.create_time.as_millis(),
-        expire_time: secret.expire_time.map_or(0, Timestamp::as_millis),
-    };
-    let auth = match &webhook.auth {
-        Auth::None => None,
-        Auth::Basic { username, password } => Some(pb::webhook::Auth::Basic(pb::BasicAuth {
-            username: username.clone(),
-            password: Some(sealed(password)),
-        })),
-        Auth::Signature { secrets } => Some(pb::webhook::Auth::Signature(pb::SignatureAuth {
-            secrets: secrets.iter().map(signing).collect(),
-        })),
-    };
     let header = |(name, value): &(String, String)| pb::Header {
         name: name.clone(),
         value: value.clone(),
@@ -49,7 +27,7 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
         display_name: webhook.display_name.clone(),
         description: webhook.description.clone(),
         target_url: webhook.target_url.clone(),
-        auth,
+        auth: auth::to_pb(&webhook.auth),
         event_types: webhook.event_types.iter().map(ToString::to_string).collect(),
         retired: !webhook.active,
         hold_when_inactive: webhook.when_inactive == WhenInactive::Hold,
@@ -79,20 +57,6 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
 pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result<Webhook, Unreadable> {
     let stored: pb::Webhook = decode(bytes)?;
     readable_version(stored.version)?;
-    let auth = match stored.auth {
-        None => Auth::None,
-        Some(pb::webhook::Auth::Basic(basic)) => Auth::Basic {
-            username: basic.username,
-            password: sealed_from_pb(basic.password)?,
-        },
-        Some(pb::webhook::Auth::Signature(signature)) => Auth::Signature {
-            secrets: signature
-                .secrets
-                .into_iter()
-                .map(signing_from_pb)
-                .collect::<Result<_, _>>()?,
-        },
-    };
     let patterns = stored.event_types.iter().map(|text| EventPattern::parse(text));
     Ok(Webhook {
         account,
@@ -104,7 +68,7 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
         display_name: stored.display_name,
         description: stored.description,
         target_url: stored.target_url,
-        auth,
+        auth: auth::from_pb(stored.auth)?,
         event_types: patterns.collect::<Result<_, _>>().map_err(unreadable)?,
         active: !stored.retired,
         when_inactive: if stored.hold_when_inactive {
@@ -134,24 +98,6 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
             .map(|header| (header.name, header.value))
             .collect(),
         labels: stored.labels,
-    })
-}
-
-fn sealed_from_pb(sealed: Option<pb::Sealed>) -> Result<Sealed, Unreadable> {
-    let sealed = sealed.ok_or_else(|| Unreadable("a secret is missing".into()))?;
-    Ok(Sealed {
-        key_id: sealed.key_id,
-        nonce: sealed.nonce.into(),
-        ciphertext: sealed.ciphertext.into(),
-    })
-}
-
-fn signing_from_pb(secret: pb::SigningSecret) -> Result<SigningSecret, Unreadable> {
-    Ok(SigningSecret {
-        id: secret.id,
-        secret: sealed_from_pb(secret.secret)?,
-        create_time: Timestamp::from_millis(secret.create_time),
-        expire_time: (secret.expire_time != 0).then(|| Timestamp::from_millis(secret.expire_time)),
     })
 }
 

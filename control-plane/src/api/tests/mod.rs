@@ -1,8 +1,10 @@
 //! Tests of the API through a real server on a real socket, with the generated clients.
 
+mod auth_inputs;
 mod inputs;
 mod resources;
 mod rotation;
+mod signatures;
 mod stories;
 mod wire;
 
@@ -145,11 +147,18 @@ fn basic(username: &str, password: &str) -> Option<v1::Auth> {
     })
 }
 
+fn with_auth(method: auth::Method) -> v1::Webhook {
+    v1::Webhook {
+        auth: Some(v1::Auth { method: Some(method) }),
+        ..valid()
+    }
+}
+
 fn signature(secret: &str) -> Option<v1::Auth> {
     Some(v1::Auth {
         method: Some(auth::Method::Signature(v1::SignatureAuth {
             secret: secret.into(),
-            secret_ids: Vec::new(),
+            ..v1::SignatureAuth::default()
         })),
     })
 }

@@ -255,7 +255,9 @@ async fn secrets_go_in_and_come_out_only_by_export() {
     update(&mut server, empty, &["auth.signature"]).await;
     let generated = exported(&mut server).await.unwrap();
     assert_ne!(generated, secrets);
-    postrider_common::secret::parse_signing(&generated[0].1).unwrap();
+    postrider_common::signature::Algorithm::HmacSha256
+        .parse(&generated[0].1)
+        .unwrap();
     update(&mut server, valid(), &["auth"]).await;
     assert_eq!(stored_auth(&server).await, Auth::None);
 

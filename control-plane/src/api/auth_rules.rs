@@ -1,0 +1,149 @@
+//! How a webhook may prove who sends its requests: the rules of every method. Pure.
+
+use postrider_common::model::auth::{Auth, SignatureHeaders};
+use postrider_common::model::webhook::Webhook;
+use postrider_common::secret::SecretBytes;
+use postrider_common::signature::Algorithm;
+use postrider_proto::v1;
+use v1::auth::Method;
+use v1::signature_auth::Algorithm as Named;
+
+use super::header_rules;
+use super::status::Violations;
+use super::text_rules::{known, too_long};
+
+/// Most characters of a user name.
+const MAX_USERNAME: usize = 256;
+
+/// Most characters of a password.
+const MAX_PASSWORD: usize = 1024;
+
+/// The authentication as asked for. No secret means: keep the present one (or, for a signature that is new, make one).
+#[derive(Debug, Clone)]
+pub(crate) enum DraftAuth {
+    None,
+    Basic {
+        username: String,
+        password: Option<SecretBytes>,
+    },
+    Signature {
+        algorithm: Algorithm,
+        headers: SignatureHeaders,
+        secret: Option<SecretBytes>,
+    },
+}
+
+impl DraftAuth {
+    /// The headers that it sets itself, in lower case: static ones of these names would contradict it.
+    pub(crate) fn headers(&self) -> Vec<&str> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Basic { .. } => vec!["authorization"],
+            Self::Signature { headers, .. } => vec![&headers.id, &headers.timestamp, &headers.signature],
+        }
+    }
+}
+
+/// Checks the authentication of a webhook. `present` is what an update changes: its secrets may be kept.
+pub(crate) fn check(auth: Option<v1::Auth>, present: Option<&Webhook>, violations: &mut Violations) -> DraftAuth {
+    let present = present.map(|webhook| &webhook.auth);
+    match auth.and_then(|auth| auth.method) {
+        None | Some(Method::None(_)) => DraftAuth::None,
+        Some(Method::Basic(basic)) => check_basic(basic, present, violations),
+        Some(Method::Signature(signature)) => check_signature(&signature, present, violations),
+    }
+}
+
+fn check_basic(basic: v1::BasicAuth, present: Option<&Auth>, violations: &mut Violations) -> DraftAuth {
+    let kept = matches!(present, Some(Auth::Basic { .. }));
+    check_username(&basic.username, violations);
+    let field = "webhook.auth.basic.password";
+    too_long(field, &basic.password, MAX_PASSWORD, violations);
+    if basic.password.chars().any(char::is_control) {
+        violations.add(field, "CONTROL_CHARACTER", "must not contain control characters");
+    }
+    if basic.password.is_empty() && !kept {
+        violations.add(field, "REQUIRED", "must be 1 to 1,024 characters");
+    }
+    DraftAuth::Basic {
+        username: basic.username,
+        password: (!basic.password.is_empty()).then(|| SecretBytes::from(basic.password.into_bytes())),
+    }
+}
+
+fn check_username(username: &str, violations: &mut Violations) {
+    let field = "webhook.auth.basic.username";
+    too_long(field, username, MAX_USERNAME, violations);
+    if username.is_empty() {
+        violations.add(field, "REQUIRED", "must be 1 to 256 characters");
+    }
+    if username.contains(':') {
+        violations.add(field, "MALFORMED", "must not contain a colon (RFC 7617)");
+    }
+    if username.chars().any(char::is_control) {
+        violations.add(field, "CONTROL_CHARACTER", "must not contain control characters");
+    }
+}
+
+fn check_signature(signature: &v1::SignatureAuth, present: Option<&Auth>, violations: &mut Violations) -> DraftAuth {
+    let algorithm = match known("webhook.auth.signature.algorithm", signature.algorithm, violations) {
+        Named::HmacSha256 => Algorithm::HmacSha256,
+        Named::Ed25519 => Algorithm::Ed25519,
+        Named::Unspecified => match present {
+            Some(Auth::Signature { algorithm, .. }) => *algorithm,
+            Some(Auth::None | Auth::Basic { .. }) | None => Algorithm::default(),
+        },
+    };
+    let secret = (!signature.secret.is_empty()).then(|| algorithm.parse(&signature.secret));
+    let secret = secret.transpose().unwrap_or_else(|rule| {
+        violations.add("webhook.auth.signature.secret", "MALFORMED", rule);
+        None
+    });
+    let mut names: Vec<String> = Vec::new();
+    for (field, name, standard) in [
+        ("id_header", &signature.id_header, SignatureHeaders::ID),
+        (
+            "timestamp_header",
+            &signature.timestamp_header,
+            SignatureHeaders::TIMESTAMP,
+        ),
+        (
+            "signature_header",
+            &signature.signature_header,
+            SignatureHeaders::SIGNATURE,
+        ),
+    ] {
+        let name = if name.is_empty() {
+            standard.to_owned()
+        } else {
+            name.to_ascii_lowercase()
+        };
+        let field = format!("webhook.auth.signature.{field}");
+        if names.contains(&name) {
+            violations.add(field, "DUPLICATE", "the three headers must have different names");
+        } else if name != standard {
+            check_signature_header(&field, &name, violations);
+        }
+        names.push(name);
+    }
+    let mut names = names.into_iter();
+    let mut next = || names.next().unwrap_or_default();
+    DraftAuth::Signature {
+        algorithm,
+        headers: SignatureHeaders {
+            id: next(),
+            timestamp: next(),
+            signature: next(),
+        },
+        secret,
+    }
+}
+
+/// What is signed must arrive as such: not as another header of the request.
+fn check_signature_header(field: &str, name: &str, violations: &mut Violations) {
+    if name == "authorization" || name.starts_with("ce-") {
+        violations.add(field, "RESERVED", format!("{name} has a meaning of its own"));
+    } else {
+        header_rules::check_name(field, name, violations);
+    }
+}

@@ -1,0 +1,68 @@
+//! Secrets of a webhook's authentication: sealed for their place, or kept from the present state.
+
+use postrider_common::model::auth::{Auth, place};
+use postrider_common::model::webhook::Webhook;
+use postrider_common::secret::{Sealed, SecretBytes};
+use postrider_proto::v1;
+use secrecy::ExposeSecret as _;
+
+use super::auth_rules::DraftAuth;
+use super::webhook_service::Webhooks;
+
+impl Webhooks {
+    /// The authentication as it is stored: new secrets sealed, others kept from `present`.
+    pub(super) fn seal(&self, present: &Webhook, auth: DraftAuth) -> Auth {
+        let seal = |secret: Option<SecretBytes>, kept: Option<&Sealed>, place: &str| match (secret, kept) {
+            (None, Some(kept)) => kept.clone(),
+            // The rules let no new method through without its secret.
+            (secret, _) => self.seal_for(present, &secret.unwrap_or_else(|| Vec::new().into()), place),
+        };
+        match auth {
+            DraftAuth::None => Auth::None,
+            DraftAuth::Basic { username, password } => {
+                let kept = match &present.auth {
+                    Auth::Basic { password, .. } => Some(password),
+                    Auth::None | Auth::Signature { .. } => None,
+                };
+                Auth::Basic {
+                    username,
+                    password: seal(password, kept, place::PASSWORD),
+                }
+            }
+            DraftAuth::Signature {
+                algorithm,
+                headers,
+                secret,
+            } => {
+                let kept = match &present.auth {
+                    Auth::Signature {
+                        algorithm: before,
+                        secrets,
+                        ..
+                    } if *before == algorithm && secret.is_none() => Some(secrets.clone()),
+                    Auth::None | Auth::Basic { .. } | Auth::Signature { .. } => None,
+                };
+                Auth::Signature {
+                    algorithm,
+                    headers,
+                    secrets: kept.unwrap_or_else(|| vec![self.signing_secret(present, algorithm, secret)]),
+                }
+            }
+        }
+    }
+
+    /// Seals a secret of this webhook for its place.
+    pub(super) fn seal_for(&self, webhook: &Webhook, secret: &SecretBytes, place: &str) -> Sealed {
+        let context = Webhook::seal_context(&webhook.account, &webhook.uid, place);
+        self.0.keyring.seal(secret.expose_secret(), &context, &*self.0.entropy)
+    }
+}
+
+/// Takes the secrets out of a message.
+pub(super) fn clear(auth: &mut v1::Auth) {
+    match &mut auth.method {
+        Some(v1::auth::Method::Basic(basic)) => basic.password.clear(),
+        Some(v1::auth::Method::Signature(signature)) => signature.secret.clear(),
+        Some(v1::auth::Method::None(_)) | None => {}
+    }
+}

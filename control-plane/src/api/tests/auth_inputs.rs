@@ -1,0 +1,138 @@
+//! Bad input of authentication: refused like all other bad input of webhooks.
+
+use v1::auth::Method;
+use v1::signature_auth::Algorithm;
+use v1::{SignatureAuth, Webhook};
+
+use super::inputs::{Row, refused, row};
+use super::*;
+
+/// A webhook with this method is refused.
+fn of(method: Method, field: &'static str, reason: &'static str) -> Row {
+    let auth = v1::Auth { method: Some(method) };
+    row(
+        format!("{auth:?}"),
+        move |webhook: &mut Webhook| webhook.auth = Some(auth.clone()),
+        field,
+        reason,
+    )
+}
+
+#[tokio::test]
+async fn bad_credentials_are_refused() {
+    const USER: &str = "webhook.auth.basic.username";
+    const PASSWORD: &str = "webhook.auth.basic.password";
+    const SECRET: &str = "webhook.auth.signature.secret";
+    let basic_row = |username: String, password: String, field, reason| {
+        row(
+            format!("{username:.20?} {password:.20?}"),
+            move |webhook: &mut Webhook| webhook.auth = basic(&username, &password),
+            field,
+            reason,
+        )
+    };
+    let long = |count| "x".repeat(count);
+    let mut rows = vec![
+        basic_row("a:b".into(), "p".into(), USER, "MALFORMED"),
+        basic_row("a\n".into(), "p".into(), USER, "CONTROL_CHARACTER"),
+        basic_row(String::new(), "p".into(), USER, "REQUIRED"),
+        basic_row(long(257), "p".into(), USER, "TOO_LONG"),
+        basic_row("a".into(), String::new(), PASSWORD, "REQUIRED"),
+        basic_row("a".into(), "p\u{7f}".into(), PASSWORD, "CONTROL_CHARACTER"),
+        basic_row("a".into(), long(1025), PASSWORD, "TOO_LONG"),
+    ];
+    let encode = |bytes: usize| {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(vec![0xff_u8; bytes])
+    };
+    let secrets = [
+        "plain".to_owned(),
+        format!("whsk_{}", encode(32)),
+        format!("whsec_{}", encode(23)),
+        format!("whsec_{}", encode(65)),
+        format!("whsec_{} ", encode(32)),
+        format!(" whsec_{}", encode(32)),
+        format!("whsec_{}", encode(33).replace('/', "_")),
+    ];
+    for secret in secrets {
+        rows.push(row(
+            format!("{secret:.12}"),
+            move |webhook| webhook.auth = signature(&secret),
+            SECRET,
+            "MALFORMED",
+        ));
+    }
+    let keys = [
+        format!("whsec_{}", encode(32)),
+        format!("whsk_{}", encode(31)),
+        // The last 32 bytes are not the public key.
+        format!("whsk_{}", encode(64)),
+    ];
+    for secret in keys {
+        let signature = SignatureAuth {
+            secret,
+            algorithm: Algorithm::Ed25519.into(),
+            ..SignatureAuth::default()
+        };
+        rows.push(of(Method::Signature(signature), SECRET, "MALFORMED"));
+    }
+    refused(rows).await;
+}
+
+#[tokio::test]
+async fn bad_names_of_signature_headers_are_refused() {
+    const ID: &str = "webhook.auth.signature.id_header";
+    const TIMESTAMP: &str = "webhook.auth.signature.timestamp_header";
+    const SIGNATURE: &str = "webhook.auth.signature.signature_header";
+    let named = |id: &str, timestamp: &str, signature: &str| {
+        Method::Signature(SignatureAuth {
+            id_header: id.into(),
+            timestamp_header: timestamp.into(),
+            signature_header: signature.into(),
+            ..SignatureAuth::default()
+        })
+    };
+    let mut rows = vec![
+        of(named("x-a", "X-A", ""), TIMESTAMP, "DUPLICATE"),
+        of(named("", "x-a", "x-a"), SIGNATURE, "DUPLICATE"),
+        of(named("", "webhook-id", ""), TIMESTAMP, "DUPLICATE"),
+        of(named("webhook-attempt", "", ""), ID, "RESERVED"),
+        of(named("webhook-signature", "", "x-s"), ID, "RESERVED"),
+        of(named("", "Content-Type", ""), TIMESTAMP, "RESERVED"),
+        of(named("", "", "Authorization"), SIGNATURE, "RESERVED"),
+        of(named("ce-id", "", ""), ID, "RESERVED"),
+        of(named("", "", "proxy-x"), SIGNATURE, "RESERVED"),
+        of(named(&"x".repeat(129), "", ""), ID, "TOO_LARGE"),
+    ];
+    for name in ["a b", "a:", "\u{e9}", " x", "x\r\n"] {
+        rows.push(of(named("", "", name), SIGNATURE, "MALFORMED"));
+    }
+    let (method, header) = (
+        named("x-id", "", ""),
+        v1::Header {
+            name: "X-Id".into(),
+            value: "1".into(),
+        },
+    );
+    rows.push(row(
+        "a static header of the same name",
+        move |webhook| {
+            webhook.auth = Some(v1::Auth {
+                method: Some(method.clone()),
+            });
+            webhook.headers = vec![header.clone()];
+        },
+        "webhook.headers[0].name",
+        "CONFLICT",
+    ));
+    let unknown = SignatureAuth {
+        algorithm: 9,
+        ..SignatureAuth::default()
+    };
+    rows.push(of(
+        Method::Signature(unknown),
+        "webhook.auth.signature.algorithm",
+        "UNKNOWN_VALUE",
+    ));
+    refused(rows).await;
+}

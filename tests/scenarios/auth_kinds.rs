@@ -1,0 +1,143 @@
+//! Every kind of authentication reaches a real receiver, which verifies it by other code than ours.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::{Signature, Verifier as _, VerifyingKey};
+use postrider_proto::v1::auth::Method;
+use postrider_proto::v1::signature_auth::Algorithm;
+use postrider_proto::v1::{ExportSigningSecretRequest, RotateSigningSecretRequest, SignatureAuth};
+use postrider_tests::client::{Client, event, webhook};
+use postrider_tests::cluster::Cluster;
+use postrider_tests::receiver::{Received, Receiver};
+
+use crate::{ACCOUNT, SOON};
+
+/// The text at a path of the document that a receiver's author downloads; numbers in the path count list members.
+async fn exported(client: &Client, name: &str, path: &[&str]) -> String {
+    use prost_types::value::Kind;
+    let request = ExportSigningSecretRequest { name: name.to_owned() };
+    let answer = client.webhooks().export_signing_secret(request).await.unwrap();
+    let document = answer.into_inner().document.unwrap();
+    let mut kind = Kind::StructValue(document);
+    for step in path {
+        let value = match kind {
+            Kind::StructValue(fields) => fields.fields[*step].clone(),
+            Kind::ListValue(list) => list.values[step.parse::<usize>().unwrap()].clone(),
+            other => panic!("{other:?} has no {step}"),
+        };
+        kind = value.kind.unwrap();
+    }
+    match kind {
+        Kind::StringValue(text) => text,
+        Kind::NumberValue(number) => number.to_string(),
+        other => panic!("{other:?} is no text"),
+    }
+}
+
+/// Whether one of the signatures is this public key's.
+fn fits_ed25519(public: &str, id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
+    let public = STANDARD.decode(public.strip_prefix("whpk_").unwrap()).unwrap();
+    let public = VerifyingKey::from_bytes(&public.try_into().unwrap()).unwrap();
+    let signed = [format!("{id}.{timestamp}.").as_bytes(), body].concat();
+    signatures.split(' ').any(|one| {
+        let signature = STANDARD.decode(one.strip_prefix("v1a,").unwrap()).unwrap();
+        let signature = Signature::from_slice(&signature).unwrap();
+        public.verify_strict(&signed, &signature).is_ok() && public.verify(&signed, &signature).is_ok()
+    })
+}
+
+/// The request of this event at this path, once it has come.
+async fn arrival(receiver: &Receiver, path: &str, event: &str) -> Received {
+    let named = format!("\"eventId\":\"{event}\"");
+    let of_event = |request: &&Received| String::from_utf8_lossy(&request.body).contains(&named);
+    receiver
+        .until(event, SOON, |log| {
+            log.of(path).into_iter().any(|request| of_event(&request))
+        })
+        .await;
+    receiver.log().of(path).into_iter().find(of_event).unwrap().clone()
+}
+
+#[tokio::test]
+async fn ed25519_signatures_verify_with_the_exported_public_key_alone() {
+    let cluster = Cluster::of(1, 1, 1).await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    let method = Method::Signature(SignatureAuth {
+        algorithm: Algorithm::Ed25519.into(),
+        ..SignatureAuth::default()
+    });
+    let wanted = webhook(&receiver.url("/ed25519"), &["*"], Some(method));
+    let name = client.create_webhook(ACCOUNT, "ed25519", wanted).await.name;
+    let public = exported(&client, &name, &["secrets", "0", "publicKey"]).await;
+    client.publish(ACCOUNT, vec![event("first", "A", "{\"a\":1.0}")]).await;
+    let request = arrival(&receiver, "/ed25519", "first").await;
+    let fits = |public: &str, request: &Received| {
+        fits_ed25519(
+            public,
+            request.header("webhook-id"),
+            request.header("webhook-timestamp"),
+            &request.body,
+            request.header("webhook-signature"),
+        )
+    };
+    assert!(fits(&public, &request));
+
+    let mut example = Vec::new();
+    for part in ["id", "timestamp", "body", "signature"] {
+        example.push(exported(&client, &name, &["example", part]).await);
+    }
+    assert!(fits_ed25519(
+        &public,
+        &example[0],
+        &example[1],
+        example[2].as_bytes(),
+        &example[3]
+    ));
+
+    // While two keys sign, both fit.
+    let rotate = RotateSigningSecretRequest {
+        name: name.clone(),
+        ..RotateSigningSecretRequest::default()
+    };
+    client.webhooks().rotate_signing_secret(rotate).await.unwrap();
+    let newest = exported(&client, &name, &["secrets", "0", "publicKey"]).await;
+    assert_ne!(newest, public);
+    client.publish(ACCOUNT, vec![event("second", "A", "{}")]).await;
+    let request = arrival(&receiver, "/ed25519", "second").await;
+    assert!(fits(&public, &request) && fits(&newest, &request));
+}
+
+#[tokio::test]
+async fn a_receiver_written_for_another_sender_finds_its_own_header_names() {
+    let cluster = Cluster::of(1, 1, 1).await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    let method = Method::Signature(SignatureAuth {
+        id_header: "svix-id".to_owned(),
+        timestamp_header: "svix-timestamp".to_owned(),
+        signature_header: "svix-signature".to_owned(),
+        ..SignatureAuth::default()
+    });
+    let wanted = webhook(&receiver.url("/svix"), &["*"], Some(method));
+    let name = client.create_webhook(ACCOUNT, "svix", wanted).await.name;
+    client.publish(ACCOUNT, vec![event("e1", "A", "{}")]).await;
+    let request = arrival(&receiver, "/svix", "e1").await;
+    assert_eq!(request.header("svix-id"), "e1");
+    for absent in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        assert!(!request.headers.contains_key(absent), "{absent}");
+    }
+    // The reference library, given the headers under the names it knows.
+    let mut headers = http::HeaderMap::new();
+    for (field, standard) in [
+        ("id", "webhook-id"),
+        ("timestamp", "webhook-timestamp"),
+        ("signature", "webhook-signature"),
+    ] {
+        let ours = exported(&client, &name, &["headers", field]).await;
+        headers.insert(standard, request.header(&ours).parse().unwrap());
+    }
+    let secret = client.signing_secret(&name).await;
+    let verifier = standardwebhooks::Webhook::new(&secret).unwrap();
+    verifier.verify(&request.body, &headers).unwrap();
+}

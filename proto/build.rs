@@ -35,6 +35,8 @@ fn generate(out: &Path, descriptors: prost_types::FileDescriptorSet) -> Result<(
         .btree_map(".")
         .skip_debug([
             "postrider.v1.BasicAuth",
+            "postrider.v1.BearerAuth",
+            "postrider.v1.ApiKeyAuth",
             "postrider.v1.SignatureAuth",
             "postrider.v1.RotateSigningSecretRequest",
         ])

@@ -2,13 +2,28 @@
 
 use std::fmt;
 
-use crate::v1::{BasicAuth, RotateSigningSecretRequest, SignatureAuth};
+use crate::v1::{ApiKeyAuth, BasicAuth, BearerAuth, RotateSigningSecretRequest, SignatureAuth};
 
 impl fmt::Debug for BasicAuth {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("BasicAuth")
             .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for BearerAuth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("BearerAuth").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ApiKeyAuth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ApiKeyAuth")
+            .field("header", &self.header)
             .finish_non_exhaustive()
     }
 }

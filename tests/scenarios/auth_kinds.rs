@@ -5,7 +5,9 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signature, Verifier as _, VerifyingKey};
 use postrider_proto::v1::auth::Method;
 use postrider_proto::v1::signature_auth::Algorithm;
-use postrider_proto::v1::{ExportSigningSecretRequest, RotateSigningSecretRequest, SignatureAuth};
+use postrider_proto::v1::{
+    ApiKeyAuth, BearerAuth, ExportSigningSecretRequest, RotateSigningSecretRequest, SignatureAuth,
+};
 use postrider_tests::client::{Client, event, webhook};
 use postrider_tests::cluster::Cluster;
 use postrider_tests::receiver::{Received, Receiver};
@@ -140,4 +142,43 @@ async fn a_receiver_written_for_another_sender_finds_its_own_header_names() {
     let secret = client.signing_secret(&name).await;
     let verifier = standardwebhooks::Webhook::new(&secret).unwrap();
     verifier.verify(&request.body, &headers).unwrap();
+}
+
+/// Asserts that no secret stands in the store or in what the programs printed.
+async fn assert_secret(cluster: &Cluster, canary: &str) {
+    let (_, entries) = cluster.etcd.client(0).everything(false).await.unwrap();
+    for entry in entries {
+        let clear = String::from_utf8_lossy(&entry.value).contains(canary);
+        assert!(!clear, "in clear under {}", String::from_utf8_lossy(&entry.key));
+    }
+    assert!(!cluster.output().contains(canary), "a secret stands in a log");
+}
+
+#[tokio::test]
+async fn a_bearer_token_and_an_api_key_arrive_and_stay_secret() {
+    const CANARY: &str = "canary-2c7e";
+    let cluster = Cluster::of(1, 1, 1).await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    let bearer = Method::Bearer(BearerAuth {
+        token: CANARY.to_owned(),
+    });
+    let key = Method::ApiKey(ApiKeyAuth {
+        header: "X-Api-Key".to_owned(),
+        value: CANARY.to_owned(),
+    });
+    for (id, method) in [("bearer", bearer), ("key", key)] {
+        let wanted = webhook(&receiver.url(&format!("/{id}")), &["*"], Some(method));
+        let created = client.create_webhook(ACCOUNT, id, wanted).await;
+        assert!(!format!("{created:?}").contains(CANARY));
+    }
+    client.publish(ACCOUNT, vec![event("e1", "A", "{}")]).await;
+    let request = arrival(&receiver, "/bearer", "e1").await;
+    assert_eq!(request.header("authorization"), format!("Bearer {CANARY}"));
+    let request = arrival(&receiver, "/key", "e1").await;
+    assert_eq!(
+        (request.header("x-api-key"), request.header("authorization")),
+        (CANARY, "")
+    );
+    assert_secret(&cluster, CANARY).await;
 }

@@ -1,4 +1,4 @@
-//! The `authorization` header of basic authentication (RFC 7617, in UTF-8). Pure.
+//! Secrets as values of headers: basic authentication (RFC 7617, in UTF-8), bearer tokens (RFC 6750), others. Pure.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +15,22 @@ pub(super) fn basic(username: &str, password: &[u8]) -> Zeroizing<String> {
     value.push_str("Basic ");
     STANDARD.encode_string(pair.as_slice(), &mut value);
     value
+}
+
+/// `Bearer` and the token. `None` if it cannot stand in a header.
+pub(super) fn bearer(token: &[u8]) -> Option<Zeroizing<String>> {
+    let token = text(token)?;
+    let mut value = Zeroizing::new(String::with_capacity("Bearer ".len() + token.len()));
+    value.push_str("Bearer ");
+    value.push_str(&token);
+    Some(value)
+}
+
+/// A secret as it is. `None` if it cannot stand in a header.
+pub(super) fn text(secret: &[u8]) -> Option<Zeroizing<String>> {
+    let fits = secret.iter().all(|byte| (b' '..=b'~').contains(byte));
+    let text = std::str::from_utf8(secret).ok().filter(|_| fits)?;
+    Some(Zeroizing::new(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -36,6 +52,15 @@ mod tests {
         #[test]
         fn a_receiver_reads_the_same_user_name_and_password(user in "[^:\\x00-\\x1f]{0,40}", password in "\\PC{0,60}") {
             prop_assert_eq!(read(&basic(&user, password.as_bytes())), (user, password));
+        }
+    }
+
+    #[test]
+    fn what_cannot_stand_in_a_header_gives_none() {
+        assert_eq!(*bearer(b"mF_9.B5f-4.1JqM").unwrap(), "Bearer mF_9.B5f-4.1JqM");
+        assert_eq!(*text(b"a key").unwrap(), "a key");
+        for bad in [b"a\r\nb: c".as_slice(), b"\xff", "é".as_bytes(), b"\0"] {
+            assert!(bearer(bad).is_none() && text(bad).is_none());
         }
     }
 

@@ -1,4 +1,4 @@
-//! How a request proves who sent it: a signature, or basic authentication.
+//! How a request proves who sent it: a signature, or a secret in a header.
 //!
 //! [`Credentials`] are a webhook's secrets, opened. They live in memory only, are wiped when dropped, and have no text form.
 
@@ -22,8 +22,8 @@ pub struct NoLiveSecret;
 pub enum Credentials {
     /// Nothing to prove.
     None,
-    /// The value of `authorization`.
-    Basic(Zeroizing<String>),
+    /// A secret in a header.
+    Header(HeaderName, Zeroizing<String>),
     /// A signature.
     Signature(Signature),
 }
@@ -81,7 +81,19 @@ impl Credentials {
             Auth::None => Ok(Self::None),
             Auth::Basic { username, password } => {
                 let password = keyring.open(password, &context(place::PASSWORD))?;
-                Ok(Self::Basic(header::basic(username, password.expose_secret())))
+                let value = header::basic(username, password.expose_secret());
+                Ok(Self::Header(AUTHORIZATION, value))
+            }
+            Auth::Bearer { token } => {
+                let token = keyring.open(token, &context(place::TOKEN))?;
+                let value = header::bearer(token.expose_secret()).ok_or(OpenError::Corrupt)?;
+                Ok(Self::Header(AUTHORIZATION, value))
+            }
+            Auth::ApiKey { header, value } => {
+                let value = keyring.open(value, &context(place::API_KEY))?;
+                let value = header::text(value.expose_secret()).ok_or(OpenError::Corrupt)?;
+                let name = HeaderName::from_bytes(header.as_bytes()).map_err(|_| OpenError::Corrupt)?;
+                Ok(Self::Header(name, value))
             }
             Auth::Signature {
                 algorithm,
@@ -112,7 +124,7 @@ impl Credentials {
     pub fn apply(&self, headers: &mut HeaderMap, id: &str, now: Timestamp, body: &[u8]) -> Result<(), NoLiveSecret> {
         let (name, value) = match self {
             Self::None => return Ok(()),
-            Self::Basic(value) => (AUTHORIZATION, HeaderValue::from_str(value)),
+            Self::Header(name, value) => (name.clone(), HeaderValue::from_str(value)),
             Self::Signature(Signature { names, keys }) => {
                 let live = keys.iter().filter(|key| key.is_live(now)).map(|key| &key.key);
                 let value = signature::header(live, id, now.as_seconds(), body).ok_or(NoLiveSecret)?;
@@ -129,7 +141,7 @@ impl Credentials {
                 (names.signature.clone(), HeaderValue::try_from(value))
             }
         };
-        // Base64 is always a header value.
+        // Base64 is always a header value, and other secrets were looked at when they were opened.
         let mut value = value.map_err(|_| NoLiveSecret)?;
         value.set_sensitive(true);
         headers.insert(name, value);

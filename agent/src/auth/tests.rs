@@ -180,3 +180,29 @@ fn a_secret_that_is_no_key_of_the_algorithm_signs_nothing() {
     secrets[0].secret = ring.seal(&[1; 24], &place, &SystemEntropy::seeded(2));
     assert_eq!(Credentials::open(&hook, &ring, NOW).err(), Some(OpenError::Corrupt));
 }
+
+#[test]
+fn a_bearer_token_and_an_api_key_are_sent_as_sensitive_headers() {
+    let (ring, entropy) = ring();
+    let plain = webhook(Auth::None);
+    let sealed = |field: &str| {
+        let context = Webhook::seal_context(&plain.account, &plain.uid, field);
+        ring.seal(b"canary", &context, &entropy)
+    };
+    let bearer = Auth::Bearer {
+        token: sealed(place::TOKEN),
+    };
+    let key = Auth::ApiKey {
+        header: "x-api-key".to_owned(),
+        value: sealed(place::API_KEY),
+    };
+    for (auth, name, value) in [(bearer, "authorization", "Bearer canary"), (key, "x-api-key", "canary")] {
+        let mut headers = HeaderMap::new();
+        Credentials::open(&webhook(auth), &ring, NOW)
+            .unwrap()
+            .apply(&mut headers, "a", NOW, b"")
+            .unwrap();
+        assert_eq!((headers.len(), &headers[name]), (1, &HeaderValue::from_static(value)));
+        assert!(!format!("{headers:?}").contains("canary"));
+    }
+}

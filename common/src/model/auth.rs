@@ -8,6 +8,10 @@ use crate::time::Timestamp;
 pub mod place {
     /// The password of basic authentication.
     pub const PASSWORD: &str = "password";
+    /// A bearer token.
+    pub const TOKEN: &str = "bearer/token";
+    /// The value of an API key's header.
+    pub const API_KEY: &str = "api-key/value";
 }
 
 /// How requests prove who sent them.
@@ -31,6 +35,18 @@ pub enum Auth {
         headers: SignatureHeaders,
         /// Newest first; at least one. All that have not expired sign.
         secrets: Vec<SigningSecret>,
+    },
+    /// A bearer token, RFC 6750.
+    Bearer {
+        /// Sealed.
+        token: Sealed,
+    },
+    /// A secret in a header.
+    ApiKey {
+        /// The header's name, in lower case.
+        header: String,
+        /// Sealed.
+        value: Sealed,
     },
 }
 

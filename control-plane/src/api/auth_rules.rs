@@ -18,6 +18,12 @@ const MAX_USERNAME: usize = 256;
 /// Most characters of a password.
 const MAX_PASSWORD: usize = 1024;
 
+/// Most characters of a bearer token: with it a head stays within the 8 KiB that receivers' servers commonly take.
+const MAX_TOKEN: usize = 4096;
+
+/// Most characters of an API key.
+const MAX_API_KEY: usize = 2048;
+
 /// The authentication as asked for. No secret means: keep the present one (or, for a signature that is new, make one).
 #[derive(Debug, Clone)]
 pub(crate) enum DraftAuth {
@@ -31,6 +37,13 @@ pub(crate) enum DraftAuth {
         headers: SignatureHeaders,
         secret: Option<SecretBytes>,
     },
+    Bearer {
+        token: Option<SecretBytes>,
+    },
+    ApiKey {
+        header: String,
+        value: Option<SecretBytes>,
+    },
 }
 
 impl DraftAuth {
@@ -38,7 +51,8 @@ impl DraftAuth {
     pub(crate) fn headers(&self) -> Vec<&str> {
         match self {
             Self::None => Vec::new(),
-            Self::Basic { .. } => vec!["authorization"],
+            Self::Basic { .. } | Self::Bearer { .. } => vec!["authorization"],
+            Self::ApiKey { header, .. } => vec![header],
             Self::Signature { headers, .. } => vec![&headers.id, &headers.timestamp, &headers.signature],
         }
     }
@@ -51,6 +65,10 @@ pub(crate) fn check(auth: Option<v1::Auth>, present: Option<&Webhook>, violation
         None | Some(Method::None(_)) => DraftAuth::None,
         Some(Method::Basic(basic)) => check_basic(basic, present, violations),
         Some(Method::Signature(signature)) => check_signature(&signature, present, violations),
+        Some(Method::Bearer(bearer)) => DraftAuth::Bearer {
+            token: check_bearer(bearer, present, violations),
+        },
+        Some(Method::ApiKey(key)) => check_api_key(key, present, violations),
     }
 }
 
@@ -67,7 +85,7 @@ fn check_basic(basic: v1::BasicAuth, present: Option<&Auth>, violations: &mut Vi
     }
     DraftAuth::Basic {
         username: basic.username,
-        password: (!basic.password.is_empty()).then(|| SecretBytes::from(basic.password.into_bytes())),
+        password: given(basic.password),
     }
 }
 
@@ -91,7 +109,9 @@ fn check_signature(signature: &v1::SignatureAuth, present: Option<&Auth>, violat
         Named::Ed25519 => Algorithm::Ed25519,
         Named::Unspecified => match present {
             Some(Auth::Signature { algorithm, .. }) => *algorithm,
-            Some(Auth::None | Auth::Basic { .. }) | None => Algorithm::default(),
+            Some(Auth::None | Auth::Basic { .. } | Auth::Bearer { .. } | Auth::ApiKey { .. }) | None => {
+                Algorithm::default()
+            }
         },
     };
     let secret = (!signature.secret.is_empty()).then(|| algorithm.parse(&signature.secret));
@@ -146,4 +166,50 @@ fn check_signature_header(field: &str, name: &str, violations: &mut Violations) 
     } else {
         header_rules::check_name(field, name, violations);
     }
+}
+
+fn check_bearer(bearer: v1::BearerAuth, present: Option<&Auth>, violations: &mut Violations) -> Option<SecretBytes> {
+    let field = "webhook.auth.bearer.token";
+    too_long(field, &bearer.token, MAX_TOKEN, violations);
+    if !bearer.token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        violations.add(field, "MALFORMED", "must be visible ASCII characters without spaces");
+    }
+    if bearer.token.is_empty() && !matches!(present, Some(Auth::Bearer { .. })) {
+        violations.add(field, "REQUIRED", "must be 1 to 4,096 characters");
+    }
+    given(bearer.token)
+}
+
+fn check_api_key(key: v1::ApiKeyAuth, present: Option<&Auth>, violations: &mut Violations) -> DraftAuth {
+    let header = key.header.to_ascii_lowercase();
+    let field = "webhook.auth.api_key.header";
+    if header.is_empty() {
+        violations.add(field, "REQUIRED", "must be 1 to 128 characters");
+    } else if header.starts_with("ce-") {
+        violations.add(field, "RESERVED", format!("{header} has a meaning of its own"));
+    } else {
+        header_rules::check_name(field, &header, violations);
+    }
+    let field = "webhook.auth.api_key.value";
+    too_long(field, &key.value, MAX_API_KEY, violations);
+    // Spaces around a value are no part of it when it arrives.
+    if !key.value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || key.value.trim() != key.value {
+        violations.add(
+            field,
+            "MALFORMED",
+            "must be visible ASCII characters, and spaces between them",
+        );
+    }
+    if key.value.is_empty() && !matches!(present, Some(Auth::ApiKey { .. })) {
+        violations.add(field, "REQUIRED", "must be 1 to 2,048 characters");
+    }
+    DraftAuth::ApiKey {
+        header,
+        value: given(key.value),
+    }
+}
+
+/// A secret that was given; an empty text means: keep the present one.
+fn given(text: String) -> Option<SecretBytes> {
+    (!text.is_empty()).then(|| SecretBytes::from(text.into_bytes()))
 }

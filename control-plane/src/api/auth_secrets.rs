@@ -20,9 +20,10 @@ impl Webhooks {
         match auth {
             DraftAuth::None => Auth::None,
             DraftAuth::Basic { username, password } => {
-                let kept = match &present.auth {
-                    Auth::Basic { password, .. } => Some(password),
-                    Auth::None | Auth::Signature { .. } => None,
+                let kept = if let Auth::Basic { password, .. } = &present.auth {
+                    Some(password)
+                } else {
+                    None
                 };
                 Auth::Basic {
                     username,
@@ -34,18 +35,43 @@ impl Webhooks {
                 headers,
                 secret,
             } => {
-                let kept = match &present.auth {
-                    Auth::Signature {
-                        algorithm: before,
-                        secrets,
-                        ..
-                    } if *before == algorithm && secret.is_none() => Some(secrets.clone()),
-                    Auth::None | Auth::Basic { .. } | Auth::Signature { .. } => None,
+                let kept = if let Auth::Signature {
+                    algorithm: before,
+                    secrets,
+                    ..
+                } = &present.auth
+                    && *before == algorithm
+                    && secret.is_none()
+                {
+                    Some(secrets.clone())
+                } else {
+                    None
                 };
                 Auth::Signature {
                     algorithm,
                     headers,
                     secrets: kept.unwrap_or_else(|| vec![self.signing_secret(present, algorithm, secret)]),
+                }
+            }
+            DraftAuth::Bearer { token } => {
+                let kept = if let Auth::Bearer { token } = &present.auth {
+                    Some(token)
+                } else {
+                    None
+                };
+                Auth::Bearer {
+                    token: seal(token, kept, place::TOKEN),
+                }
+            }
+            DraftAuth::ApiKey { header, value } => {
+                let kept = if let Auth::ApiKey { value, .. } = &present.auth {
+                    Some(value)
+                } else {
+                    None
+                };
+                Auth::ApiKey {
+                    header,
+                    value: seal(value, kept, place::API_KEY),
                 }
             }
         }
@@ -63,6 +89,8 @@ pub(super) fn clear(auth: &mut v1::Auth) {
     match &mut auth.method {
         Some(v1::auth::Method::Basic(basic)) => basic.password.clear(),
         Some(v1::auth::Method::Signature(signature)) => signature.secret.clear(),
+        Some(v1::auth::Method::Bearer(bearer)) => bearer.token.clear(),
+        Some(v1::auth::Method::ApiKey(key)) => key.value.clear(),
         Some(v1::auth::Method::None(_)) | None => {}
     }
 }

@@ -112,6 +112,11 @@ fn auth(auth: &Auth, now: Timestamp) -> v1::Auth {
             timestamp_header: headers.timestamp.clone(),
             signature_header: headers.signature.clone(),
         }),
+        Auth::Bearer { .. } => Method::Bearer(v1::BearerAuth { token: String::new() }),
+        Auth::ApiKey { header, .. } => Method::ApiKey(v1::ApiKeyAuth {
+            header: header.clone(),
+            value: String::new(),
+        }),
     };
     v1::Auth { method: Some(method) }
 }

@@ -30,6 +30,13 @@ pub(super) fn to_pb(auth: &Auth) -> Option<Stored> {
             timestamp_header: unless(&headers.timestamp, SignatureHeaders::TIMESTAMP),
             signature_header: unless(&headers.signature, SignatureHeaders::SIGNATURE),
         }),
+        Auth::Bearer { token } => Stored::Bearer(pb::BearerAuth {
+            token: Some(sealed_to_pb(token)),
+        }),
+        Auth::ApiKey { header, value } => Stored::ApiKey(pb::ApiKeyAuth {
+            header: header.clone(),
+            value: Some(sealed_to_pb(value)),
+        }),
     })
 }
 
@@ -56,6 +63,13 @@ pub(super) fn from_pb(auth: Option<Stored>) -> Result<Auth, Unreadable> {
                 .into_iter()
                 .map(signing_from_pb)
                 .collect::<Result<_, _>>()?,
+        },
+        Some(Stored::Bearer(bearer)) => Auth::Bearer {
+            token: sealed_from_pb(bearer.token)?,
+        },
+        Some(Stored::ApiKey(key)) => Auth::ApiKey {
+            header: key.header,
+            value: sealed_from_pb(key.value)?,
         },
     })
 }
@@ -147,6 +161,11 @@ mod tests {
                 algorithm: Algorithm::Ed25519,
                 headers: custom,
                 secrets: vec![secret],
+            },
+            Auth::Bearer { token: sealed(3) },
+            Auth::ApiKey {
+                header: "x-api-key".to_owned(),
+                value: sealed(4),
             },
         ];
         for auth in all {

@@ -2,7 +2,7 @@
 
 use v1::auth::Method;
 use v1::signature_auth::Algorithm;
-use v1::{SignatureAuth, Webhook};
+use v1::{ApiKeyAuth, BearerAuth, SignatureAuth, Webhook};
 
 use super::inputs::{Row, refused, row};
 use super::*;
@@ -134,5 +134,55 @@ async fn bad_names_of_signature_headers_are_refused() {
         "webhook.auth.signature.algorithm",
         "UNKNOWN_VALUE",
     ));
+    refused(rows).await;
+}
+
+#[tokio::test]
+async fn bad_tokens_and_keys_are_refused() {
+    const TOKEN: &str = "webhook.auth.bearer.token";
+    const HEADER: &str = "webhook.auth.api_key.header";
+    const VALUE: &str = "webhook.auth.api_key.value";
+    let bearer = |token: &str| Method::Bearer(BearerAuth { token: token.into() });
+    let key = |header: &str, value: &str| {
+        Method::ApiKey(ApiKeyAuth {
+            header: header.into(),
+            value: value.into(),
+        })
+    };
+    let mut rows = vec![
+        of(bearer(""), TOKEN, "REQUIRED"),
+        of(bearer(&"x".repeat(4097)), TOKEN, "TOO_LONG"),
+        of(key("", "v"), HEADER, "REQUIRED"),
+        of(key("Content-Length", "v"), HEADER, "RESERVED"),
+        of(key("webhook-id", "v"), HEADER, "RESERVED"),
+        of(key("ce-id", "v"), HEADER, "RESERVED"),
+        of(key("a b", "v"), HEADER, "MALFORMED"),
+        of(key(&"x".repeat(129), "v"), HEADER, "TOO_LARGE"),
+        of(key("x-api-key", ""), VALUE, "REQUIRED"),
+        of(key("x-api-key", &"x".repeat(2049)), VALUE, "TOO_LONG"),
+    ];
+    for bad in ["a b", "a\r\nb", "\u{e9}", "\0", " a"] {
+        rows.push(of(bearer(bad), TOKEN, "MALFORMED"));
+    }
+    for bad in ["a\r\nb: c", "\u{e9}", "\t", " a", "a "] {
+        rows.push(of(key("x-api-key", bad), VALUE, "MALFORMED"));
+    }
+    for (method, name) in [(bearer("t"), "Authorization"), (key("X-Api-Key", "v"), "x-api-KEY")] {
+        let header = v1::Header {
+            name: name.into(),
+            value: "1".into(),
+        };
+        rows.push(row(
+            name,
+            move |webhook| {
+                webhook.auth = Some(v1::Auth {
+                    method: Some(method.clone()),
+                });
+                webhook.headers = vec![header.clone()];
+            },
+            "webhook.headers[0].name",
+            "CONFLICT",
+        ));
+    }
     refused(rows).await;
 }

@@ -1,6 +1,7 @@
 //! Tests of the API through a real server on a real socket, with the generated clients.
 
 mod auth_inputs;
+mod auth_secrets;
 mod inputs;
 mod resources;
 mod rotation;

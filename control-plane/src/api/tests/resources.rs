@@ -299,7 +299,7 @@ async fn masks_that_name_what_cannot_be_changed_are_refused() {
         (&["target_url.host"], "UNKNOWN_FIELD"),
         (&["Display_Name"], "UNKNOWN_FIELD"),
         (&[""], "UNKNOWN_FIELD"),
-        (&["auth.bearer"], "UNKNOWN_FIELD"),
+        (&["auth.kerberos"], "UNKNOWN_FIELD"),
         (&["create_time"], "OUTPUT_ONLY"),
         (&["auth.signature.secret_ids"], "OUTPUT_ONLY"),
         (&["name"], "IMMUTABLE"),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::v1::{ApiKeyAuth, BasicAuth, BearerAuth, RotateSigningSecretRequest, SignatureAuth};
+use crate::v1::{ApiKeyAuth, BasicAuth, BearerAuth, OAuth2Auth, RotateSigningSecretRequest, SignatureAuth};
 
 impl fmt::Debug for BasicAuth {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -24,6 +24,19 @@ impl fmt::Debug for ApiKeyAuth {
         formatter
             .debug_struct("ApiKeyAuth")
             .field("header", &self.header)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for OAuth2Auth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("OAuth2Auth")
+            .field("token_url", &self.token_url)
+            .field("client_id", &self.client_id)
+            .field("scopes", &self.scopes)
+            .field("audience", &self.audience)
+            .field("client_authentication", &self.client_authentication)
             .finish_non_exhaustive()
     }
 }

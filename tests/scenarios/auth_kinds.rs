@@ -1,16 +1,21 @@
 //! Every kind of authentication reaches a real receiver, which verifies it by other code than ours.
 
+use std::sync::{Arc, Mutex};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signature, Verifier as _, VerifyingKey};
+use http_body_util::{BodyExt as _, Full};
+use postrider_common::task::Group;
 use postrider_proto::v1::auth::Method;
 use postrider_proto::v1::signature_auth::Algorithm;
 use postrider_proto::v1::{
-    ApiKeyAuth, BearerAuth, ExportSigningSecretRequest, RotateSigningSecretRequest, SignatureAuth,
+    ApiKeyAuth, BearerAuth, ExportSigningSecretRequest, OAuth2Auth, RotateSigningSecretRequest, SignatureAuth,
 };
 use postrider_tests::client::{Client, event, webhook};
 use postrider_tests::cluster::Cluster;
-use postrider_tests::receiver::{Received, Receiver};
+use postrider_tests::receiver::{Answer, Received, Receiver};
+use tokio::net::TcpListener;
 
 use crate::{ACCOUNT, SOON};
 
@@ -181,4 +186,73 @@ async fn a_bearer_token_and_an_api_key_arrive_and_stay_secret() {
         (CANARY, "")
     );
     assert_secret(&cluster, CANARY).await;
+}
+
+/// A token endpoint: token number n is `token-n`. What it was asked is in the list, as the `authorization` and the body.
+fn token_endpoint(group: &Group, listener: TcpListener) -> Arc<Mutex<Vec<(String, String)>>> {
+    let asked: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let log = Arc::clone(&asked);
+    postrider_tests::http::serve(group, listener, move |request| {
+        let log = Arc::clone(&log);
+        async move {
+            let (head, body) = request.into_parts();
+            let authorization = head.headers[http::header::AUTHORIZATION].to_str().unwrap().to_owned();
+            let body = body.collect().await.unwrap().to_bytes();
+            let mut log = log.lock().unwrap();
+            let grant = serde_json::json!({
+                "access_token": format!("token-{}", log.len()), "token_type": "Bearer", "expires_in": 3600,
+            });
+            log.push((authorization, String::from_utf8(body.to_vec()).unwrap()));
+            http::Response::new(Full::new(grant.to_string().into()))
+        }
+    });
+    asked
+}
+
+#[tokio::test]
+async fn an_access_token_is_got_once_and_again_when_the_receiver_refuses_it() {
+    const CANARY: &str = "canary-91d0";
+    let cluster = Cluster::of(1, 1, 1).await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    let group = Group::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let token_url = format!("http://{}/token", listener.local_addr().unwrap());
+    let asked = token_endpoint(&group, listener);
+    let method = Method::Oauth2(OAuth2Auth {
+        token_url,
+        client_id: "ada".to_owned(),
+        client_secret: CANARY.to_owned(),
+        scopes: vec!["hooks".to_owned()],
+        ..OAuth2Auth::default()
+    });
+    let wanted = webhook(&receiver.url("/oauth2"), &["*"], Some(method));
+    client.create_webhook(ACCOUNT, "oauth2", wanted).await;
+    let events = (0..30).map(|number| event(&format!("e{number}"), "A", "{}")).collect();
+    client.publish(ACCOUNT, events).await;
+    receiver.until("30 events", SOON, |log| log.distinct() == 30).await;
+    assert_eq!(asked.lock().unwrap().len(), 1, "30 requests share one token");
+    for request in receiver.log().requests() {
+        assert_eq!(request.header("authorization"), "Bearer token-0");
+    }
+
+    let refusal = Answer::status(http::StatusCode::UNAUTHORIZED);
+    receiver.script("/oauth2", [refusal, Answer::status(http::StatusCode::OK)]);
+    client.publish(ACCOUNT, vec![event("refused", "A", "{}")]).await;
+    receiver
+        .until("the refused event", SOON, |log| log.has("/oauth2", "refused"))
+        .await;
+    let last = receiver
+        .log()
+        .requests()
+        .last()
+        .unwrap()
+        .header("authorization")
+        .to_owned();
+    assert_eq!(last, "Bearer token-1");
+    let basic = format!("Basic {}", STANDARD.encode(format!("ada:{CANARY}")));
+    let form = "grant_type=client_credentials&scope=hooks".to_owned();
+    assert_eq!(*asked.lock().unwrap(), vec![(basic, form); 2]);
+    assert_secret(&cluster, CANARY).await;
+    assert!(!cluster.output().contains("token-0"));
 }

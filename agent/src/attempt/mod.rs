@@ -88,6 +88,8 @@ pub enum Reason {
     Disconnected,
     /// The answer was not HTTP, or broke its rules or our limits.
     Protocol,
+    /// No access token could be had (OAuth 2): nothing was sent.
+    Token,
 }
 
 impl Reason {
@@ -105,6 +107,7 @@ impl Reason {
             Self::Tls => "TLS",
             Self::Disconnected => "DISCONNECTED",
             Self::Protocol => "PROTOCOL",
+            Self::Token => "TOKEN",
         }
     }
 }

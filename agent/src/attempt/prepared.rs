@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::HeaderMap;
 use postrider_common::egress::{Policy, UrlError, check_url};
 use postrider_common::id::Uid;
-use postrider_common::model::webhook::Webhook;
+use postrider_common::model::webhook::{Auth, HttpVersion, Webhook};
 use postrider_common::secret::{Keyring, OpenError};
 use postrider_common::time::Timestamp;
 
@@ -25,11 +25,23 @@ pub(super) struct Prepared {
     pub(super) credentials: Credentials,
 }
 
+impl Prepared {
+    /// Whether it was made ready for exactly this configuration.
+    fn is_for(&self, webhook: &Arc<Webhook>) -> bool {
+        // The same configuration is nearly always the same allocation. The contents are compared, not only the generation, so that a webhook that
+        // was never stored cannot pass for another.
+        Arc::ptr_eq(&self.webhook, webhook)
+            || (self.webhook.generation == webhook.generation && self.webhook == *webhook)
+    }
+}
+
 /// Why a webhook cannot be sent to.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unprepared {
     #[error("the URL is refused: {0}")]
     Url(#[from] UrlError),
+    #[error("the token URL is refused: {0}")]
+    TokenUrl(UrlError),
     #[error(transparent)]
     Target(#[from] InvalidTarget),
     #[error(transparent)]
@@ -68,13 +80,24 @@ impl Cache {
             return Ok(prepared);
         }
         let url = check_url(&webhook.target_url, policy)?;
+        let mut credentials = Credentials::open(webhook, keyring, now)?;
+        if let Auth::OAuth2(client) = &webhook.auth {
+            let url = check_url(&client.token_url, policy).map_err(Unprepared::TokenUrl)?;
+            credentials =
+                credentials.with_tokens_from(transport.target(&webhook.account, &url, HttpVersion::Negotiated)?);
+        }
         let prepared = Arc::new(Prepared {
             target: transport.target(&webhook.account, &url, webhook.http_version)?,
             headers: base_headers(&webhook.headers)?,
-            credentials: Credentials::open(webhook, keyring, now)?,
+            credentials,
             webhook: Arc::clone(webhook),
         });
-        self.lock().insert(webhook.uid.clone(), Arc::clone(&prepared));
+        let mut halves = self.lock();
+        // Attempts of a webhook that begin at once share the first one's: it may be getting an access token for all of them.
+        if let Some(first) = halves.young.get(&webhook.uid).filter(|first| first.is_for(webhook)) {
+            return Ok(Arc::clone(first));
+        }
+        halves.insert(webhook.uid.clone(), Arc::clone(&prepared));
         Ok(prepared)
     }
 
@@ -89,11 +112,7 @@ impl Cache {
             }
         };
         drop(halves);
-        // The same configuration is nearly always the same allocation. The contents are compared, not only the generation, so that a webhook that
-        // was never stored cannot pass for another.
-        let same = Arc::ptr_eq(&prepared.webhook, webhook)
-            || (prepared.webhook.generation == webhook.generation && prepared.webhook == *webhook);
-        same.then_some(prepared)
+        prepared.is_for(webhook).then_some(prepared)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Halves> {

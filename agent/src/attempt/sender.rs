@@ -14,6 +14,9 @@ use super::prepared::{Cache, Unprepared};
 use super::{Attempt, Outcome, Reason, Sender, request, retry_after, verdict};
 use crate::transport::{Failure, Limits, Transport};
 
+/// The status by which a receiver refuses an access token (RFC 6750, section 3.1).
+const UNAUTHORIZED: u16 = 401;
+
 /// What a sender is made of.
 pub struct Deps {
     /// Dials vetted addresses.
@@ -67,9 +70,10 @@ impl HttpSender {
             .map_err(Outcome::from)?;
         let _permit = self.transport.admit(&prepared.target).await?;
 
-        // Only now: a request that had to wait for its turn is not older than it says.
-        let now = self.clock.now();
         let deadline = Instant::now() + webhook.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let token = prepared.credentials.token(&self.transport, deadline).await?;
+        // Only now: a request that had to wait for its turn or its token is not older than it says.
+        let now = self.clock.now();
         let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
         let mut headers = prepared.headers.clone();
         let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)
@@ -78,10 +82,13 @@ impl HttpSender {
             .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
         prepared
             .credentials
-            .apply(&mut headers, &attempt.id, now, &body)
+            .apply(&mut headers, &attempt.id, now, &body, token.as_deref())
             .map_err(|error| Outcome::NotMade { why: error.to_string() })?;
 
         let answer = self.transport.post(&prepared.target, headers, body, deadline).await?;
+        if let Some(token) = token.filter(|_| answer.status == UNAUTHORIZED) {
+            prepared.credentials.refused(&token);
+        }
         let wait = answer
             .retry_after
             .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
@@ -109,6 +116,7 @@ impl From<Unprepared> for Outcome {
     fn from(why: Unprepared) -> Self {
         match why {
             Unprepared::Url(_) => failed(Reason::BlockedAddress),
+            Unprepared::TokenUrl(_) => failed(Reason::Token),
             // No request can ever be made of it, so waiting would be for ever.
             Unprepared::Target(_) | Unprepared::Header(_) => failed(Reason::Protocol),
             Unprepared::Secret(_) => Self::NotMade { why: why.to_string() },

@@ -1,8 +1,12 @@
-//! How a request proves who sent it: a signature, or a secret in a header.
+//! How a request proves who sent it: a signature, a secret in a header, or an access token.
 //!
 //! [`Credentials`] are a webhook's secrets, opened. They live in memory only, are wiped when dropped, and have no text form.
 
 mod header;
+mod oauth;
+mod token;
+
+use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use postrider_common::model::auth::{SignatureHeaders, place};
@@ -11,7 +15,11 @@ use postrider_common::secret::{Keyring, OpenError};
 use postrider_common::signature::{self, Key};
 use postrider_common::time::Timestamp;
 use secrecy::ExposeSecret as _;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
+
+pub use self::oauth::{Token, Tokens};
+use crate::transport::{Failure, Target, Transport};
 
 /// The webhook has no way to prove itself now, so nothing may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +34,10 @@ pub enum Credentials {
     Header(HeaderName, Zeroizing<String>),
     /// A signature.
     Signature(Signature),
+    /// An OAuth 2 client of which it is not yet known where its tokens are had.
+    Client(token::Request),
+    /// An OAuth 2 client.
+    OAuth2(Box<Tokens>),
 }
 
 /// What signs a webhook's requests.
@@ -95,6 +107,11 @@ impl Credentials {
                 let name = HeaderName::from_bytes(header.as_bytes()).map_err(|_| OpenError::Corrupt)?;
                 Ok(Self::Header(name, value))
             }
+            Auth::OAuth2(client) => {
+                let secret = keyring.open(&client.client_secret, &context(place::CLIENT_SECRET))?;
+                let request = token::request(client, secret.expose_secret());
+                Ok(Self::Client(request.ok_or(OpenError::Corrupt)?))
+            }
             Auth::Signature {
                 algorithm,
                 headers,
@@ -116,14 +133,53 @@ impl Credentials {
         }
     }
 
+    /// The same, with the place where an OAuth 2 client gets its tokens.
+    pub fn with_tokens_from(self, target: Target) -> Self {
+        match self {
+            Self::Client(request) => Self::OAuth2(Box::new(Tokens::new(request, target))),
+            Self::None | Self::Header(..) | Self::Signature(_) | Self::OAuth2(_) => self,
+        }
+    }
+
+    /// The access token to send now, where there is one to be sent.
+    ///
+    /// # Errors
+    /// [`Failure::Receiver`] with [`crate::attempt::Reason::Token`] if none can be had until `deadline`.
+    pub async fn token(&self, transport: &Transport, deadline: Instant) -> Result<Option<Arc<Token>>, Failure> {
+        match self {
+            Self::OAuth2(tokens) => tokens.get(transport, deadline).await.map(Some),
+            Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) => Ok(None),
+        }
+    }
+
+    /// Notes that the receiver refused a request with this token.
+    pub fn refused(&self, token: &Arc<Token>) {
+        match self {
+            Self::OAuth2(tokens) => tokens.refused(token),
+            Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) => {}
+        }
+    }
+
     /// Adds what proves the sender of the request with this id, time and body. The headers of the id and the time are there already, under the names
     /// of Standard Webhooks; a signature under other names sends them under these instead.
     ///
     /// # Errors
-    /// [`NoLiveSecret`] if all signing secrets have expired.
-    pub fn apply(&self, headers: &mut HeaderMap, id: &str, now: Timestamp, body: &[u8]) -> Result<(), NoLiveSecret> {
+    /// [`NoLiveSecret`] if all signing secrets have expired, or there is no token where one is to be sent.
+    pub fn apply(
+        &self,
+        headers: &mut HeaderMap,
+        id: &str,
+        now: Timestamp,
+        body: &[u8],
+        token: Option<&Token>,
+    ) -> Result<(), NoLiveSecret> {
         let (name, value) = match self {
             Self::None => return Ok(()),
+            Self::Client(_) => return Err(NoLiveSecret),
+            Self::OAuth2(_) => {
+                let token = token.ok_or(NoLiveSecret)?;
+                (AUTHORIZATION, HeaderValue::from_str(&token.value))
+            }
             Self::Header(name, value) => (name.clone(), HeaderValue::from_str(value)),
             Self::Signature(Signature { names, keys }) => {
                 let live = keys.iter().filter(|key| key.is_live(now)).map(|key| &key.key);

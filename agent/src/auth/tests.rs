@@ -71,7 +71,7 @@ fn signing_with(algorithm: Algorithm, headers: SignatureHeaders, expire_times: &
 
 fn signature(credentials: &Credentials, now: Timestamp) -> Result<String, NoLiveSecret> {
     let mut headers = HeaderMap::new();
-    credentials.apply(&mut headers, "evt_1", now, b"{}")?;
+    credentials.apply(&mut headers, "evt_1", now, b"{}", None)?;
     assert!(headers[WEBHOOK_SIGNATURE].is_sensitive());
     Ok(headers[WEBHOOK_SIGNATURE].to_str().unwrap().to_owned())
 }
@@ -129,14 +129,14 @@ fn basic_credentials_are_sensitive_and_no_auth_adds_nothing() {
     let mut headers = HeaderMap::new();
     Credentials::open(&hook, &ring, NOW)
         .unwrap()
-        .apply(&mut headers, "a", NOW, b"")
+        .apply(&mut headers, "a", NOW, b"", None)
         .unwrap();
     assert_eq!(headers[AUTHORIZATION], "Basic dGVzdDoxMjPCow==");
     assert!(!format!("{headers:?}").contains("dGVzd"));
     let mut headers = HeaderMap::new();
     Credentials::open(&plain, &ring, NOW)
         .unwrap()
-        .apply(&mut headers, "a", NOW, b"")
+        .apply(&mut headers, "a", NOW, b"", None)
         .unwrap();
     assert!(headers.is_empty());
 }
@@ -155,7 +155,7 @@ fn custom_names_are_sent_instead_of_the_standard_ones() {
     headers.insert("webhook-attempt", HeaderValue::from_static("1"));
     Credentials::open(&hook, &ring, NOW)
         .unwrap()
-        .apply(&mut headers, "evt_1", NOW, b"{}")
+        .apply(&mut headers, "evt_1", NOW, b"{}", None)
         .unwrap();
     let key = Key::new(Algorithm::Ed25519, vec![0_u8; 32].into()).unwrap();
     let expected = signature::header([&key].into_iter(), "evt_1", 1000, b"{}").unwrap();
@@ -200,7 +200,7 @@ fn a_bearer_token_and_an_api_key_are_sent_as_sensitive_headers() {
         let mut headers = HeaderMap::new();
         Credentials::open(&webhook(auth), &ring, NOW)
             .unwrap()
-            .apply(&mut headers, "a", NOW, b"")
+            .apply(&mut headers, "a", NOW, b"", None)
             .unwrap();
         assert_eq!((headers.len(), &headers[name]), (1, &HeaderValue::from_static(value)));
         assert!(!format!("{headers:?}").contains("canary"));

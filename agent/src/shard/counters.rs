@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use crate::attempt::Reason;
 
 /// Every reason for which an attempt can fail, in the order in which they are counted.
-pub const REASONS: [Reason; 11] = [
+pub const REASONS: [Reason; 12] = [
     Reason::Status,
     Reason::Redirect,
     Reason::Gone,
@@ -18,6 +18,7 @@ pub const REASONS: [Reason; 11] = [
     Reason::Tls,
     Reason::Disconnected,
     Reason::Protocol,
+    Reason::Token,
 ];
 
 /// What happened in one worker since it was last added to the [`Counters`].

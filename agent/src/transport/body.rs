@@ -1,11 +1,15 @@
-//! Reads what follows an answer's head, only so far as to use the connection again.
+//! Reads what follows an answer's head: mostly only so far as to use the connection again.
 
 use std::pin::pin;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
+
+use super::failure::Failure;
+use crate::attempt::Reason;
 
 /// The most that is read of a body, in bytes. Receivers answer with a few words; a connection whose answer is longer is not worth keeping.
 const MAX_BODY_BYTES: usize = 16 * 1024;
@@ -29,6 +33,21 @@ pub(super) async fn drain(body: Incoming, deadline: Instant) -> Drained {
     }
     let deadline = deadline.min(Instant::now() + BODY_PATIENCE);
     timeout_at(deadline, read(body)).await.unwrap_or(Drained::Cut)
+}
+
+/// Reads a whole body of at most `most` bytes.
+pub(super) async fn collect(body: Incoming, most: usize) -> Result<Bytes, Failure> {
+    let mut body = pin!(body);
+    let mut collected = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failure::of_exchange(&error))?;
+        let Some(data) = frame.data_ref() else { continue };
+        if data.len() > most.saturating_sub(collected.len()) {
+            return Err(Failure::Receiver(Reason::Protocol));
+        }
+        collected.extend_from_slice(data);
+    }
+    Ok(collected.freeze())
 }
 
 async fn read(body: Incoming) -> Drained {

@@ -193,14 +193,38 @@ impl Transport {
             status: response.status().as_u16(),
             retry_after: response.headers().get(RETRY_AFTER).cloned(),
         };
-        // Two lengths (RFC 9112, section 6.3): where the body ends is a matter of opinion, and so is where the next answer begins.
-        let ambiguous =
-            response.headers().contains_key(TRANSFER_ENCODING) && response.headers().contains_key(CONTENT_LENGTH);
+        let ambiguous = is_ambiguous(response.headers());
         // The status is the answer; the rest is read only for the sake of the connection.
         if !ambiguous && body::drain(response.into_body(), deadline).await == body::Drained::Whole {
             self.pool.put(&target.host, channel);
         }
         Ok(answer)
+    }
+
+    /// Posts `body` and gives the answer's status and its body. For answers that matter, such as an access token.
+    ///
+    /// # Errors
+    /// [`Failure`] if there was no whole answer until `deadline`, or its body is longer than `most` bytes.
+    pub async fn fetch(
+        &self,
+        target: &Target,
+        headers: HeaderMap,
+        body: Bytes,
+        most: usize,
+        deadline: Instant,
+    ) -> Result<(u16, Bytes), Failure> {
+        let whole = async {
+            let (response, channel) = self.exchange(target, headers, body).await?;
+            let ambiguous = is_ambiguous(response.headers());
+            let status = response.status().as_u16();
+            let body = body::collect(response.into_body(), most).await?;
+            if !ambiguous {
+                self.pool.put(&target.host, channel);
+            }
+            Ok((status, body))
+        };
+        let answered = timeout_at(deadline, whole).await;
+        answered.map_err(|_| Failure::Receiver(Reason::Timeout))?
     }
 
     async fn exchange(
@@ -225,6 +249,11 @@ impl Transport {
             SendError::Failed(failure) => failure,
         })
     }
+}
+
+/// Two lengths (RFC 9112, section 6.3): where the body ends is a matter of opinion, and so is where the next answer begins.
+fn is_ambiguous(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
 }
 
 #[cfg(test)]

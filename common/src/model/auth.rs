@@ -12,6 +12,8 @@ pub mod place {
     pub const TOKEN: &str = "bearer/token";
     /// The value of an API key's header.
     pub const API_KEY: &str = "api-key/value";
+    /// The secret of an OAuth 2 client.
+    pub const CLIENT_SECRET: &str = "oauth2/client-secret";
 }
 
 /// How requests prove who sent them.
@@ -48,6 +50,35 @@ pub enum Auth {
         /// Sealed.
         value: Sealed,
     },
+    /// An access token that is got by client credentials, RFC 6749.
+    OAuth2(OAuth2),
+}
+
+/// Client credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OAuth2 {
+    /// Where tokens are had, canonical.
+    pub token_url: String,
+    /// In clear.
+    pub client_id: String,
+    /// Sealed.
+    pub client_secret: Sealed,
+    /// What tokens are asked to be good for.
+    pub scopes: Vec<String>,
+    /// Whom tokens are for; empty means not said.
+    pub audience: String,
+    /// How the client proves itself.
+    pub client_authentication: ClientAuthentication,
+}
+
+/// How an OAuth 2 client proves itself where tokens are had (RFC 6749, section 2.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientAuthentication {
+    /// In the header `authorization`.
+    #[default]
+    Basic,
+    /// In the body.
+    Body,
 }
 
 /// The names of the three headers that a signature takes, in lower case and all different.

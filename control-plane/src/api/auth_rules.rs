@@ -1,16 +1,20 @@
 //! How a webhook may prove who sends its requests: the rules of every method. Pure.
 
-use postrider_common::model::auth::{Auth, SignatureHeaders};
+use std::collections::BTreeSet;
+
+use postrider_common::model::auth::{Auth, ClientAuthentication, SignatureHeaders};
 use postrider_common::model::webhook::Webhook;
 use postrider_common::secret::SecretBytes;
 use postrider_common::signature::Algorithm;
 use postrider_proto::v1;
 use v1::auth::Method;
+use v1::o_auth2_auth::ClientAuthentication as NamedAuthentication;
 use v1::signature_auth::Algorithm as Named;
 
 use super::header_rules;
 use super::status::Violations;
 use super::text_rules::{known, too_long};
+use super::url_rules::UrlCheck;
 
 /// Most characters of a user name.
 const MAX_USERNAME: usize = 256;
@@ -23,6 +27,15 @@ const MAX_TOKEN: usize = 4096;
 
 /// Most characters of an API key.
 const MAX_API_KEY: usize = 2048;
+
+/// Most characters of a client's id, and of a scope.
+const MAX_CLIENT_ID: usize = 256;
+
+/// Most characters of a client's secret, and of an audience.
+const MAX_CLIENT_SECRET: usize = 1024;
+
+/// Most scopes of a token.
+const MAX_SCOPES: usize = 64;
 
 /// The authentication as asked for. No secret means: keep the present one (or, for a signature that is new, make one).
 #[derive(Debug, Clone)]
@@ -44,6 +57,18 @@ pub(crate) enum DraftAuth {
         header: String,
         value: Option<SecretBytes>,
     },
+    OAuth2(DraftClient),
+}
+
+/// An OAuth 2 client as asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct DraftClient {
+    pub(crate) token_url: String,
+    pub(crate) client_id: String,
+    pub(crate) client_secret: Option<SecretBytes>,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) audience: String,
+    pub(crate) client_authentication: ClientAuthentication,
 }
 
 impl DraftAuth {
@@ -51,7 +76,7 @@ impl DraftAuth {
     pub(crate) fn headers(&self) -> Vec<&str> {
         match self {
             Self::None => Vec::new(),
-            Self::Basic { .. } | Self::Bearer { .. } => vec!["authorization"],
+            Self::Basic { .. } | Self::Bearer { .. } | Self::OAuth2(_) => vec!["authorization"],
             Self::ApiKey { header, .. } => vec![header],
             Self::Signature { headers, .. } => vec![&headers.id, &headers.timestamp, &headers.signature],
         }
@@ -59,7 +84,12 @@ impl DraftAuth {
 }
 
 /// Checks the authentication of a webhook. `present` is what an update changes: its secrets may be kept.
-pub(crate) fn check(auth: Option<v1::Auth>, present: Option<&Webhook>, violations: &mut Violations) -> DraftAuth {
+pub(crate) fn check(
+    auth: Option<v1::Auth>,
+    present: Option<&Webhook>,
+    urls: &UrlCheck,
+    violations: &mut Violations,
+) -> DraftAuth {
     let present = present.map(|webhook| &webhook.auth);
     match auth.and_then(|auth| auth.method) {
         None | Some(Method::None(_)) => DraftAuth::None,
@@ -69,6 +99,7 @@ pub(crate) fn check(auth: Option<v1::Auth>, present: Option<&Webhook>, violation
             token: check_bearer(bearer, present, violations),
         },
         Some(Method::ApiKey(key)) => check_api_key(key, present, violations),
+        Some(Method::Oauth2(client)) => DraftAuth::OAuth2(check_client(client, present, urls, violations)),
     }
 }
 
@@ -109,9 +140,8 @@ fn check_signature(signature: &v1::SignatureAuth, present: Option<&Auth>, violat
         Named::Ed25519 => Algorithm::Ed25519,
         Named::Unspecified => match present {
             Some(Auth::Signature { algorithm, .. }) => *algorithm,
-            Some(Auth::None | Auth::Basic { .. } | Auth::Bearer { .. } | Auth::ApiKey { .. }) | None => {
-                Algorithm::default()
-            }
+            Some(Auth::None | Auth::Basic { .. } | Auth::Bearer { .. } | Auth::ApiKey { .. } | Auth::OAuth2(_))
+            | None => Algorithm::default(),
         },
     };
     let secret = (!signature.secret.is_empty()).then(|| algorithm.parse(&signature.secret));
@@ -206,6 +236,85 @@ fn check_api_key(key: v1::ApiKeyAuth, present: Option<&Auth>, violations: &mut V
     DraftAuth::ApiKey {
         header,
         value: given(key.value),
+    }
+}
+
+fn check_client(
+    client: v1::OAuth2Auth,
+    present: Option<&Auth>,
+    urls: &UrlCheck,
+    violations: &mut Violations,
+) -> DraftClient {
+    let at = |name: &str| format!("webhook.auth.oauth2.{name}");
+    let present = match present {
+        Some(Auth::OAuth2(present)) => Some(present.token_url.as_str()),
+        Some(Auth::None | Auth::Basic { .. } | Auth::Signature { .. } | Auth::Bearer { .. } | Auth::ApiKey { .. })
+        | None => None,
+    };
+    // One that stays is not judged again.
+    let token_url = if present == Some(&client.token_url) {
+        client.token_url
+    } else {
+        urls(&client.token_url).unwrap_or_else(|error| {
+            violations.add(at("token_url"), error.reason, error.description);
+            String::new()
+        })
+    };
+    // A secret that is kept goes where it was given for, and nowhere else: else whoever may update a webhook could have it sent to himself.
+    let kept = present == Some(&token_url);
+    let client_authentication = match known(&at("client_authentication"), client.client_authentication, violations) {
+        NamedAuthentication::Unspecified | NamedAuthentication::Basic => ClientAuthentication::Basic,
+        NamedAuthentication::Body => ClientAuthentication::Body,
+    };
+    printable(&at("client_id"), &client.client_id, MAX_CLIENT_ID, violations);
+    if client.client_id.is_empty() {
+        violations.add(at("client_id"), "REQUIRED", "must be 1 to 256 characters");
+    }
+    printable(
+        &at("client_secret"),
+        &client.client_secret,
+        MAX_CLIENT_SECRET,
+        violations,
+    );
+    if client.client_secret.is_empty() && !kept {
+        let rule = "must be 1 to 1,024 characters, and be given again with another token_url";
+        violations.add(at("client_secret"), "REQUIRED", rule);
+    }
+    printable(&at("audience"), &client.audience, MAX_CLIENT_SECRET, violations);
+    check_scopes(&at("scopes"), &client.scopes, violations);
+    DraftClient {
+        token_url,
+        client_id: client.client_id,
+        client_secret: given(client.client_secret),
+        scopes: client.scopes,
+        audience: client.audience,
+        client_authentication,
+    }
+}
+
+fn check_scopes(field: &str, scopes: &[String], violations: &mut Violations) {
+    if scopes.len() > MAX_SCOPES {
+        violations.add(field, "TOO_MANY", format!("at most {MAX_SCOPES} scopes are allowed"));
+        return;
+    }
+    let mut seen = BTreeSet::new();
+    for (index, scope) in scopes.iter().enumerate() {
+        let at = format!("{field}[{index}]");
+        let in_scope = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+        if scope.is_empty() || scope.len() > MAX_CLIENT_ID || !scope.bytes().all(in_scope) {
+            let rule = "must be 1 to 256 visible ASCII characters other than \" and \\ (RFC 6749, section 3.3)";
+            violations.add(at, "MALFORMED", rule);
+        } else if !seen.insert(scope) {
+            violations.add(at, "DUPLICATE", "is named twice");
+        }
+    }
+}
+
+/// The characters that client credentials are made of (RFC 6749, appendix A).
+fn printable(field: &str, text: &str, most: usize, violations: &mut Violations) {
+    too_long(field, text, most, violations);
+    if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        violations.add(field, "MALFORMED", "must be printable ASCII characters");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Secrets of a webhook's authentication: sealed for their place, or kept from the present state.
 
-use postrider_common::model::auth::{Auth, place};
+use postrider_common::model::auth::{Auth, OAuth2, place};
 use postrider_common::model::webhook::Webhook;
 use postrider_common::secret::{Sealed, SecretBytes};
 use postrider_proto::v1;
@@ -74,6 +74,21 @@ impl Webhooks {
                     value: seal(value, kept, place::API_KEY),
                 }
             }
+            DraftAuth::OAuth2(client) => {
+                let kept = if let Auth::OAuth2(present) = &present.auth {
+                    Some(&present.client_secret)
+                } else {
+                    None
+                };
+                Auth::OAuth2(OAuth2 {
+                    token_url: client.token_url,
+                    client_id: client.client_id,
+                    client_secret: seal(client.client_secret, kept, place::CLIENT_SECRET),
+                    scopes: client.scopes,
+                    audience: client.audience,
+                    client_authentication: client.client_authentication,
+                })
+            }
         }
     }
 
@@ -91,6 +106,7 @@ pub(super) fn clear(auth: &mut v1::Auth) {
         Some(v1::auth::Method::Signature(signature)) => signature.secret.clear(),
         Some(v1::auth::Method::Bearer(bearer)) => bearer.token.clear(),
         Some(v1::auth::Method::ApiKey(key)) => key.value.clear(),
+        Some(v1::auth::Method::Oauth2(client)) => client.client_secret.clear(),
         Some(v1::auth::Method::None(_)) | None => {}
     }
 }

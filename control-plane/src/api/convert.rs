@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES};
+use postrider_common::model::auth::ClientAuthentication;
 use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
     Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Webhook, WhenInactive,
@@ -116,6 +117,18 @@ fn auth(auth: &Auth, now: Timestamp) -> v1::Auth {
         Auth::ApiKey { header, .. } => Method::ApiKey(v1::ApiKeyAuth {
             header: header.clone(),
             value: String::new(),
+        }),
+        Auth::OAuth2(client) => Method::Oauth2(v1::OAuth2Auth {
+            token_url: client.token_url.clone(),
+            client_id: client.client_id.clone(),
+            client_secret: String::new(),
+            scopes: client.scopes.clone(),
+            audience: client.audience.clone(),
+            client_authentication: match client.client_authentication {
+                ClientAuthentication::Basic => v1::o_auth2_auth::ClientAuthentication::Basic,
+                ClientAuthentication::Body => v1::o_auth2_auth::ClientAuthentication::Body,
+            }
+            .into(),
         }),
     };
     v1::Auth { method: Some(method) }

@@ -64,7 +64,7 @@ pub(crate) fn check(
             String::new()
         }),
     };
-    let auth = auth_rules::check(message.auth, present, violations);
+    let auth = auth_rules::check(message.auth, present, urls, violations);
     let when_inactive = match known("webhook.when_inactive", message.when_inactive, violations) {
         v1::webhook::WhenInactive::Hold => WhenInactive::Hold,
         v1::webhook::WhenInactive::Unspecified | v1::webhook::WhenInactive::Drop => WhenInactive::Drop,

@@ -23,7 +23,8 @@ pub const WEBHOOK_ATTEMPT: HeaderName = HeaderName::from_static("webhook-attempt
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("Postrider/", env!("CARGO_PKG_VERSION")));
+/// Who we are.
+pub(crate) const AGENT: HeaderValue = HeaderValue::from_static(concat!("Postrider/", env!("CARGO_PKG_VERSION")));
 
 /// Names that a webhook's own headers never set, whatever the store says: they frame the message, belong to the connection or to us, or ask for an
 /// answer that we would have to decode.

@@ -3,6 +3,7 @@
 mod hostile;
 mod http1;
 mod http2;
+mod oauth;
 mod tls;
 
 use std::future::Future;

@@ -4,7 +4,7 @@ use postrider_proto::stored as pb;
 use postrider_proto::stored::webhook::Auth as Stored;
 
 use super::{Unreadable, unreadable};
-use crate::model::auth::{Auth, SignatureHeaders, SigningSecret};
+use crate::model::auth::{Auth, ClientAuthentication, OAuth2, SignatureHeaders, SigningSecret};
 use crate::secret::Sealed;
 use crate::signature::Algorithm;
 use crate::time::Timestamp;
@@ -36,6 +36,17 @@ pub(super) fn to_pb(auth: &Auth) -> Option<Stored> {
         Auth::ApiKey { header, value } => Stored::ApiKey(pb::ApiKeyAuth {
             header: header.clone(),
             value: Some(sealed_to_pb(value)),
+        }),
+        Auth::OAuth2(client) => Stored::Oauth2(pb::OAuth2Auth {
+            token_url: client.token_url.clone(),
+            client_id: client.client_id.clone(),
+            client_secret: Some(sealed_to_pb(&client.client_secret)),
+            scopes: client.scopes.clone(),
+            audience: client.audience.clone(),
+            client_authentication: match client.client_authentication {
+                ClientAuthentication::Basic => 0,
+                ClientAuthentication::Body => 1,
+            },
         }),
     })
 }
@@ -71,6 +82,18 @@ pub(super) fn from_pb(auth: Option<Stored>) -> Result<Auth, Unreadable> {
             header: key.header,
             value: sealed_from_pb(key.value)?,
         },
+        Some(Stored::Oauth2(client)) => Auth::OAuth2(OAuth2 {
+            token_url: client.token_url,
+            client_id: client.client_id,
+            client_secret: sealed_from_pb(client.client_secret)?,
+            scopes: client.scopes,
+            audience: client.audience,
+            client_authentication: match client.client_authentication {
+                0 => ClientAuthentication::Basic,
+                1 => ClientAuthentication::Body,
+                other => return Err(unreadable(format!("client authentication {other}"))),
+            },
+        }),
     })
 }
 
@@ -167,6 +190,14 @@ mod tests {
                 header: "x-api-key".to_owned(),
                 value: sealed(4),
             },
+            Auth::OAuth2(OAuth2 {
+                token_url: "https://example.com/token".to_owned(),
+                client_id: "ada".to_owned(),
+                client_secret: sealed(5),
+                scopes: vec!["a".to_owned(), "b".to_owned()],
+                audience: "c".to_owned(),
+                client_authentication: ClientAuthentication::Body,
+            }),
         ];
         for auth in all {
             assert_eq!(from_pb(to_pb(&auth)), Ok(auth));

@@ -2,7 +2,7 @@
 
 use v1::auth::Method;
 use v1::signature_auth::Algorithm;
-use v1::{ApiKeyAuth, BearerAuth, SignatureAuth, Webhook};
+use v1::{ApiKeyAuth, BearerAuth, OAuth2Auth, SignatureAuth, Webhook};
 
 use super::inputs::{Row, refused, row};
 use super::*;
@@ -184,5 +184,85 @@ async fn bad_tokens_and_keys_are_refused() {
             "CONFLICT",
         ));
     }
+    refused(rows).await;
+}
+
+fn client(change: impl FnOnce(&mut OAuth2Auth)) -> Method {
+    let mut client = OAuth2Auth {
+        token_url: "https://example.com/token".into(),
+        client_id: "ada".into(),
+        client_secret: "secret".into(),
+        scopes: vec!["a".into()],
+        ..OAuth2Auth::default()
+    };
+    change(&mut client);
+    Method::Oauth2(client)
+}
+
+#[tokio::test]
+async fn bad_oauth_clients_are_refused() {
+    const URL: &str = "webhook.auth.oauth2.token_url";
+    const ID: &str = "webhook.auth.oauth2.client_id";
+    const SECRET: &str = "webhook.auth.oauth2.client_secret";
+    const SCOPES: &str = "webhook.auth.oauth2.scopes";
+    const SECOND: &str = "webhook.auth.oauth2.scopes[1]";
+    const AUDIENCE: &str = "webhook.auth.oauth2.audience";
+    let url = |url: &'static str| client(|client| client.token_url = url.into());
+    let scope = |scope: &str| client(|client| client.scopes.push(scope.into()));
+    let mut rows = vec![
+        of(url(""), URL, "REQUIRED"),
+        of(url("ftp://example.com/"), URL, "SCHEME"),
+        of(url("http://127.0.0.1/token"), URL, "FORBIDDEN_ADDRESS"),
+        of(url("http://u:p@example.com/"), URL, "CREDENTIALS_IN_URL"),
+        of(client(|client| client.client_id.clear()), ID, "REQUIRED"),
+        of(client(|client| client.client_id = "x".repeat(257)), ID, "TOO_LONG"),
+        of(client(|client| client.client_id = "a\n".into()), ID, "MALFORMED"),
+        of(client(|client| client.client_secret.clear()), SECRET, "REQUIRED"),
+        of(
+            client(|client| client.client_secret = "x".repeat(1025)),
+            SECRET,
+            "TOO_LONG",
+        ),
+        of(
+            client(|client| client.client_secret = "\u{e9}".into()),
+            SECRET,
+            "MALFORMED",
+        ),
+        of(
+            client(|client| client.audience = "x".repeat(1025)),
+            AUDIENCE,
+            "TOO_LONG",
+        ),
+        of(client(|client| client.audience = "\0".into()), AUDIENCE, "MALFORMED"),
+        of(scope("a"), SECOND, "DUPLICATE"),
+        of(
+            client(|client| client.scopes = (0..65).map(|number| format!("s{number}")).collect()),
+            SCOPES,
+            "TOO_MANY",
+        ),
+        of(
+            client(|client| client.client_authentication = 9),
+            "webhook.auth.oauth2.client_authentication",
+            "UNKNOWN_VALUE",
+        ),
+    ];
+    for bad in ["", "a b", "\"", "\\", "\u{e9}", &"x".repeat(257)] {
+        rows.push(of(scope(bad), SECOND, "MALFORMED"));
+    }
+    let header = v1::Header {
+        name: "authorization".into(),
+        value: "1".into(),
+    };
+    rows.push(row(
+        "authorization beside oauth2",
+        move |webhook| {
+            webhook.auth = Some(v1::Auth {
+                method: Some(client(|_| ())),
+            });
+            webhook.headers = vec![header.clone()];
+        },
+        "webhook.headers[0].name",
+        "CONFLICT",
+    ));
     refused(rows).await;
 }

@@ -6,7 +6,7 @@ use postrider_common::model::webhook::Auth;
 use postrider_common::secret::Sealed;
 use postrider_common::wire::stored::decode_webhook;
 use v1::auth::Method;
-use v1::{ApiKeyAuth, BearerAuth};
+use v1::{ApiKeyAuth, BearerAuth, OAuth2Auth};
 
 use super::*;
 
@@ -22,6 +22,7 @@ async fn stored(server: &Server, id: &str) -> Sealed {
     match decode_webhook(account, id, value).unwrap().auth {
         Auth::Bearer { token } => token,
         Auth::ApiKey { value, .. } => value,
+        Auth::OAuth2(client) => client.client_secret,
         Auth::None | Auth::Basic { .. } | Auth::Signature { .. } => panic!("of another kind"),
     }
 }
@@ -75,4 +76,50 @@ async fn an_api_key_is_sealed_and_kept_until_another_is_given() {
         })
     };
     kept_and_replaced(key("X-Api-Key", CANARY), key("x-api-key", ""), key("x-api-key", "")).await;
+}
+
+fn client(token_url: &str, client_secret: &str) -> OAuth2Auth {
+    OAuth2Auth {
+        token_url: token_url.into(),
+        client_id: "ada".into(),
+        client_secret: client_secret.into(),
+        scopes: vec!["a".into(), "b".into()],
+        audience: "c".into(),
+        client_authentication: v1::o_auth2_auth::ClientAuthentication::Body.into(),
+    }
+}
+
+#[tokio::test]
+async fn a_client_secret_is_sealed_and_kept_until_another_is_given() {
+    let method = |secret: &str| Method::Oauth2(client("https://example.com/token", secret));
+    kept_and_replaced(method(CANARY), method(""), method("")).await;
+}
+
+#[tokio::test]
+async fn a_client_secret_that_is_kept_does_not_go_to_another_token_url() {
+    let mut server = serve().await;
+    let first = client("https://example.com/token", CANARY);
+    server.create("a", with_auth(Method::Oauth2(first))).await;
+    let before = server.revision().await;
+    for (client, paths) in [
+        (client("https://thief.example.net/token", ""), &["auth"][..]),
+        (
+            client("https://thief.example.net/token", ""),
+            &["auth.oauth2.token_url"],
+        ),
+        (client("https://thief.example.net/token", ""), &[]),
+    ] {
+        let request = v1::UpdateWebhookRequest {
+            webhook: Some(v1::Webhook {
+                name: "accounts/1010/webhooks/a".into(),
+                ..with_auth(Method::Oauth2(client))
+            }),
+            update_mask: mask(paths),
+            validate_only: false,
+        };
+        let status = server.webhooks.update_webhook(request).await.unwrap_err();
+        let expected = ("webhook.auth.oauth2.client_secret".to_owned(), "REQUIRED".to_owned());
+        assert_eq!(mistakes(&status), [expected]);
+    }
+    assert_eq!(server.revision().await, before);
 }

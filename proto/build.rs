@@ -38,6 +38,7 @@ fn generate(out: &Path, descriptors: prost_types::FileDescriptorSet) -> Result<(
             "postrider.v1.BearerAuth",
             "postrider.v1.ApiKeyAuth",
             "postrider.v1.OAuth2Auth",
+            "postrider.v1.MtlsAuth",
             "postrider.v1.SignatureAuth",
             "postrider.v1.RotateSigningSecretRequest",
         ])

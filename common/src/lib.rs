@@ -1,6 +1,7 @@
 //! What the control plane and the agent share: the store and what stands on it, the model, time, chance, network and settings.
 
 pub mod admin;
+pub mod client_certificate;
 pub mod config;
 pub mod egress;
 pub mod entropy;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::v1::{ApiKeyAuth, BasicAuth, BearerAuth, OAuth2Auth, RotateSigningSecretRequest, SignatureAuth};
+use crate::v1::{ApiKeyAuth, BasicAuth, BearerAuth, MtlsAuth, OAuth2Auth, RotateSigningSecretRequest, SignatureAuth};
 
 impl fmt::Debug for BasicAuth {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,6 +37,15 @@ impl fmt::Debug for OAuth2Auth {
             .field("scopes", &self.scopes)
             .field("audience", &self.audience)
             .field("client_authentication", &self.client_authentication)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for MtlsAuth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("MtlsAuth")
+            .field("certificate", &self.certificate)
             .finish_non_exhaustive()
     }
 }

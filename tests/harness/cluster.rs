@@ -45,6 +45,7 @@ pub struct Cluster {
     pub agents: Vec<Process>,
     folder: TempDir,
     started: usize,
+    agent_arguments: Vec<String>,
     _turn: SemaphorePermit<'static>,
 }
 
@@ -66,6 +67,11 @@ impl Cluster {
 
     /// A cluster of so many etcd members, control planes and agents, every shard owned.
     pub async fn of(members: usize, control_planes: usize, agents: usize) -> Self {
+        Self::with(members, control_planes, agents, &[]).await
+    }
+
+    /// The same, with further arguments of every agent.
+    pub async fn with(members: usize, control_planes: usize, agents: usize, agent_arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("postrider-cluster-")
             .tempdir()
@@ -79,6 +85,7 @@ impl Cluster {
             agents: Vec::new(),
             folder,
             started: 0,
+            agent_arguments: agent_arguments.iter().map(ToString::to_string).collect(),
             _turn: turn,
         };
         cluster.add_control_planes(control_planes).await;
@@ -105,7 +112,10 @@ impl Cluster {
     /// Starts an agent and waits until it serves.
     pub async fn add_agent(&mut self) {
         let id = format!("agent-{}", self.started);
-        let mut process = self.run("agent", &["--agent-id", &id]);
+        let more = self.agent_arguments.clone();
+        let mut arguments = vec!["--agent-id", &id];
+        arguments.extend(more.iter().map(String::as_str));
+        let mut process = self.run("agent", &arguments);
         process.listening(1).await;
         self.agents.push(process);
     }

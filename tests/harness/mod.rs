@@ -17,6 +17,7 @@ pub mod http;
 pub mod port;
 pub mod process;
 pub mod receiver;
+pub mod tls;
 pub mod wait;
 
 #[cfg(test)]

@@ -10,11 +10,13 @@ use postrider_common::task::Group;
 use postrider_proto::v1::auth::Method;
 use postrider_proto::v1::signature_auth::Algorithm;
 use postrider_proto::v1::{
-    ApiKeyAuth, BearerAuth, ExportSigningSecretRequest, OAuth2Auth, RotateSigningSecretRequest, SignatureAuth,
+    ApiKeyAuth, BearerAuth, ExportSigningSecretRequest, MtlsAuth, OAuth2Auth, RotateSigningSecretRequest, SignatureAuth,
 };
 use postrider_tests::client::{Client, event, webhook};
 use postrider_tests::cluster::Cluster;
 use postrider_tests::receiver::{Answer, Received, Receiver};
+use postrider_tests::tls::Authority;
+use postrider_tests::wait;
 use tokio::net::TcpListener;
 
 use crate::{ACCOUNT, SOON};
@@ -255,4 +257,46 @@ async fn an_access_token_is_got_once_and_again_when_the_receiver_refuses_it() {
     assert_eq!(*asked.lock().unwrap(), vec![(basic, form); 2]);
     assert_secret(&cluster, CANARY).await;
     assert!(!cluster.output().contains("token-0"));
+}
+
+#[tokio::test]
+async fn a_receiver_that_demands_a_client_certificate_gets_each_webhooks_own() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().unwrap();
+    let roots = folder.path().join("authority.pem");
+    std::fs::write(&roots, authority.pem()).unwrap();
+    let cluster = Cluster::with(1, 1, 1, &["--extra-roots", roots.to_str().unwrap()]).await;
+    let client = cluster.client(0);
+    let group = Group::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let shown = authority.demand(&group, listener);
+    let identities = ["first", "second"].map(|name| (name, authority.certify(name)));
+    for (id, identity) in &identities {
+        let method = Method::Mtls(MtlsAuth {
+            certificate: identity.certificate.clone(),
+            private_key: identity.private_key.clone(),
+        });
+        let wanted = webhook(&url, &[&id.to_uppercase()], Some(method));
+        let created = client.create_webhook(ACCOUNT, id, wanted).await;
+        assert!(!format!("{created:?}").contains("PRIVATE KEY"));
+    }
+    for (number, (id, identity)) in identities.iter().chain(&identities).enumerate() {
+        let of_webhook = event(&format!("e{number}"), &id.to_uppercase(), "{}");
+        client.publish(ACCOUNT, vec![of_webhook]).await;
+        let last = wait::until("the request", SOON, async || shown.lock().unwrap().get(number).cloned()).await;
+        assert_eq!(last, identity.shown, "{id}");
+    }
+    cluster.drained(SOON).await;
+    assert_secret(&cluster, "PRIVATE KEY").await;
+    // Nothing else proves anything to this receiver.
+    let wanted = webhook(&url, &["THIRD"], None);
+    client.create_webhook(ACCOUNT, "third", wanted).await;
+    client.publish(ACCOUNT, vec![event("third", "THIRD", "{}")]).await;
+    wait::until("the failed delivery to be parked", SOON, async || {
+        let parked = cluster.etcd.client(0).keys_with("/parked/").await.ok()?;
+        (!parked.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(shown.lock().unwrap().len(), 4);
 }

@@ -83,11 +83,15 @@ impl Cache {
         let mut credentials = Credentials::open(webhook, keyring, now)?;
         if let Auth::OAuth2(client) = &webhook.auth {
             let url = check_url(&client.token_url, policy).map_err(Unprepared::TokenUrl)?;
-            credentials =
-                credentials.with_tokens_from(transport.target(&webhook.account, &url, HttpVersion::Negotiated)?);
+            credentials = credentials.with_tokens_from(transport.target(
+                &webhook.account,
+                &url,
+                HttpVersion::Negotiated,
+                None,
+            )?);
         }
         let prepared = Arc::new(Prepared {
-            target: transport.target(&webhook.account, &url, webhook.http_version)?,
+            target: transport.target(&webhook.account, &url, webhook.http_version, credentials.identity())?,
             headers: base_headers(&webhook.headers)?,
             credentials,
             webhook: Arc::clone(webhook),

@@ -1,4 +1,4 @@
-//! How a request proves who sent it: a signature, a secret in a header, or an access token.
+//! How a request proves who sent it: a signature, a secret in a header, an access token, or a certificate.
 //!
 //! [`Credentials`] are a webhook's secrets, opened. They live in memory only, are wiped when dropped, and have no text form.
 
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 pub use self::oauth::{Token, Tokens};
+use crate::transport::tls::Identity;
 use crate::transport::{Failure, Target, Transport};
 
 /// The webhook has no way to prove itself now, so nothing may be sent.
@@ -38,6 +39,8 @@ pub enum Credentials {
     Client(token::Request),
     /// An OAuth 2 client.
     OAuth2(Box<Tokens>),
+    /// A client certificate.
+    Mtls(Identity),
 }
 
 /// What signs a webhook's requests.
@@ -107,6 +110,14 @@ impl Credentials {
                 let name = HeaderName::from_bytes(header.as_bytes()).map_err(|_| OpenError::Corrupt)?;
                 Ok(Self::Header(name, value))
             }
+            Auth::Mtls {
+                certificate,
+                private_key,
+            } => {
+                let key = keyring.open(private_key, &context(place::PRIVATE_KEY))?;
+                let identity = Identity::new(certificate, key.expose_secret());
+                Ok(Self::Mtls(identity.map_err(|_| OpenError::Corrupt)?))
+            }
             Auth::OAuth2(client) => {
                 let secret = keyring.open(&client.client_secret, &context(place::CLIENT_SECRET))?;
                 let request = token::request(client, secret.expose_secret());
@@ -137,7 +148,7 @@ impl Credentials {
     pub fn with_tokens_from(self, target: Target) -> Self {
         match self {
             Self::Client(request) => Self::OAuth2(Box::new(Tokens::new(request, target))),
-            Self::None | Self::Header(..) | Self::Signature(_) | Self::OAuth2(_) => self,
+            Self::None | Self::Header(..) | Self::Signature(_) | Self::OAuth2(_) | Self::Mtls(_) => self,
         }
     }
 
@@ -148,7 +159,7 @@ impl Credentials {
     pub async fn token(&self, transport: &Transport, deadline: Instant) -> Result<Option<Arc<Token>>, Failure> {
         match self {
             Self::OAuth2(tokens) => tokens.get(transport, deadline).await.map(Some),
-            Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) => Ok(None),
+            Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) | Self::Mtls(_) => Ok(None),
         }
     }
 
@@ -156,7 +167,15 @@ impl Credentials {
     pub fn refused(&self, token: &Arc<Token>) {
         match self {
             Self::OAuth2(tokens) => tokens.refused(token),
-            Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) => {}
+            Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) | Self::Mtls(_) => {}
+        }
+    }
+
+    /// The certificate to show in the TLS handshake, where there is one to be shown.
+    pub const fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Mtls(identity) => Some(identity),
+            Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) | Self::OAuth2(_) => None,
         }
     }
 
@@ -174,7 +193,8 @@ impl Credentials {
         token: Option<&Token>,
     ) -> Result<(), NoLiveSecret> {
         let (name, value) = match self {
-            Self::None => return Ok(()),
+            // A certificate was shown before the request.
+            Self::None | Self::Mtls(_) => return Ok(()),
             Self::Client(_) => return Err(NoLiveSecret),
             Self::OAuth2(_) => {
                 let token = token.ok_or(NoLiveSecret)?;

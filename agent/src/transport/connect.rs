@@ -95,11 +95,7 @@ impl Connector {
             Scheme::Https => {
                 let secure = async {
                     let name = server_name(&host.key.host)?;
-                    let tls = match host.key.version {
-                        HttpVersion::Negotiated | HttpVersion::Http2 => &self.tls,
-                        HttpVersion::Http1 => &self.tls_http1,
-                    };
-                    let stream = tls.connect(name, connection.io).await;
+                    let stream = self.tls(host).connect(name, connection.io).await;
                     let stream = stream.map_err(|_| Failure::Receiver(Reason::Tls))?;
                     if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
                         self.http2(TokioIo::new(stream)).await
@@ -116,6 +112,20 @@ impl Connector {
         };
         host.opened(&channel);
         Ok(channel)
+    }
+
+    /// How TLS is spoken with this host.
+    fn tls<'a>(&'a self, host: &'a Host) -> &'a TlsConnector {
+        let tls = match host.key.version {
+            HttpVersion::Negotiated | HttpVersion::Http2 => &self.tls,
+            HttpVersion::Http1 => &self.tls_http1,
+        };
+        match &host.key.identity {
+            None => tls,
+            Some(identity) => host
+                .tls
+                .get_or_init(|| Arc::new(tls::with_identity(tls.config(), identity)).into()),
+        }
     }
 
     async fn http1(&self, io: impl Read + Write + Send + Unpin + 'static) -> Result<Channel, Failure> {

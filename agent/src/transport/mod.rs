@@ -26,7 +26,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{Response, Uri};
 use hyper::body::Incoming;
-use postrider_common::egress::{CanonicalUrl, Policy};
+use postrider_common::egress::{CanonicalUrl, Policy, Scheme};
 use postrider_common::id::AccountId;
 use postrider_common::model::webhook::HttpVersion;
 use postrider_common::net::{SharedDialer, SharedResolver};
@@ -137,21 +137,25 @@ impl Transport {
         }
     }
 
-    /// Where the requests of this account to this URL go.
+    /// Where the requests of this account to this URL go, made with this client certificate.
     ///
     /// # Errors
-    /// [`InvalidTarget`]. A URL that was checked always fits.
+    /// [`InvalidTarget`] if a certificate is to be shown where there is no TLS. Else a URL that was checked always fits.
     pub fn target(
         &self,
         account: &AccountId,
         url: &CanonicalUrl,
         version: HttpVersion,
+        identity: Option<&tls::Identity>,
     ) -> Result<Target, InvalidTarget> {
+        if identity.is_some() && url.scheme() == Scheme::Http {
+            return Err(InvalidTarget);
+        }
         Ok(Target {
             path: url.path_and_query().parse().map_err(|_| InvalidTarget)?,
             url: url.as_str().parse().map_err(|_| InvalidTarget)?,
             authority: url.authority().parse().map_err(|_| InvalidTarget)?,
-            host: self.pool.host(Key::new(account, url, version)),
+            host: self.pool.host(Key::new(account, url, version, identity)),
         })
     }
 

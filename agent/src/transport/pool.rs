@@ -1,10 +1,10 @@
 //! The connections that are open: idle HTTP/1.1 ones to be used again, the youngest first, and shared HTTP/2 ones.
 //!
-//! Accounts share no connections: what one account's receiver does to a connection reaches nobody else.
+//! Accounts share no connections: what one account's receiver does to a connection reaches nobody else. Nor do different client certificates.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use hyper::client::conn::http1;
@@ -13,10 +13,12 @@ use postrider_common::id::AccountId;
 use postrider_common::model::webhook::HttpVersion;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_rustls::TlsConnector;
 
 use super::Limits;
 use super::channel::{Body, Channel, Shared};
 use super::failure::Failure;
+use super::tls::Identity;
 
 /// How long a connection stays open without work: below the 60 s after which common servers close it, so that a request rarely meets one that is
 /// being closed.
@@ -36,16 +38,24 @@ pub(super) struct Key {
     pub(super) host: egress::Host,
     pub(super) port: u16,
     pub(super) version: HttpVersion,
+    /// Who we are there.
+    pub(super) identity: Option<Identity>,
 }
 
 impl Key {
-    pub(super) fn new(account: &AccountId, url: &CanonicalUrl, version: HttpVersion) -> Self {
+    pub(super) fn new(
+        account: &AccountId,
+        url: &CanonicalUrl,
+        version: HttpVersion,
+        identity: Option<&Identity>,
+    ) -> Self {
         Self {
             account: account.clone(),
             scheme: url.scheme(),
             host: url.host().clone(),
             port: url.port(),
             version,
+            identity: identity.cloned(),
         }
     }
 }
@@ -57,6 +67,8 @@ pub(super) struct Host {
     pub(super) permits: Semaphore,
     /// Held while a connection is made to a host that may speak HTTP/2, so that one is made and not one for each request that waits.
     pub(super) gate: Semaphore,
+    /// The TLS of connections with a client certificate; made with the first.
+    pub(super) tls: OnceLock<TlsConnector>,
     state: Mutex<State>,
 }
 
@@ -187,6 +199,7 @@ impl Pool {
                 key: key.clone(),
                 permits: Semaphore::new(self.limits.in_flight_per_host),
                 gate: Semaphore::new(1),
+                tls: OnceLock::new(),
                 state: Mutex::default(),
             })
         });

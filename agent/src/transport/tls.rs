@@ -1,8 +1,11 @@
 //! How receivers prove who they are: TLS 1.2 and later, certificates by known roots.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use rustls::client::ClientConfig;
+use postrider_common::client_certificate::{Invalid, certified};
+use rustls::client::{ClientConfig, Resumption};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, crypto::ring};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -33,6 +36,52 @@ pub enum TlsError {
     /// The TLS library refused.
     #[error(transparent)]
     Refused(#[from] rustls::Error),
+}
+
+/// A client certificate with its key.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The chain as it was given: tells identities apart, since only one key fits a certificate.
+    chain: Arc<str>,
+    key: Arc<CertifiedKey>,
+}
+
+impl Identity {
+    /// The identity of this chain and key, both in PEM.
+    ///
+    /// # Errors
+    /// [`Invalid`] if they are not well formed, or do not fit.
+    pub fn new(chain: &str, key: &[u8]) -> Result<Self, Invalid> {
+        Ok(Self {
+            key: Arc::new(certified(chain, key)?),
+            chain: chain.into(),
+        })
+    }
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain
+    }
+}
+
+impl Eq for Identity {}
+
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.chain.hash(state);
+    }
+}
+
+/// How many TLS sessions are remembered of one host and client certificate, to be resumed.
+const SESSIONS: usize = 8;
+
+/// The same configuration, with this identity. It remembers its own sessions: one that is resumed is whose it was.
+pub(super) fn with_identity(config: &ClientConfig, identity: &Identity) -> ClientConfig {
+    let mut config = config.clone();
+    config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(Arc::clone(&identity.key)));
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    config
 }
 
 /// The same configuration, for receivers that are to be spoken to in HTTP/1.1 only.

@@ -14,6 +14,8 @@ pub mod place {
     pub const API_KEY: &str = "api-key/value";
     /// The secret of an OAuth 2 client.
     pub const CLIENT_SECRET: &str = "oauth2/client-secret";
+    /// The private key of a client certificate.
+    pub const PRIVATE_KEY: &str = "mtls/private-key";
 }
 
 /// How requests prove who sent them.
@@ -52,6 +54,13 @@ pub enum Auth {
     },
     /// An access token that is got by client credentials, RFC 6749.
     OAuth2(OAuth2),
+    /// A client certificate.
+    Mtls {
+        /// The chain in PEM, the client's own certificate first.
+        certificate: String,
+        /// PEM, sealed.
+        private_key: Sealed,
+    },
 }
 
 /// Client credentials.

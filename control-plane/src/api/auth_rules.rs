@@ -6,11 +6,13 @@ use postrider_common::model::auth::{Auth, ClientAuthentication, SignatureHeaders
 use postrider_common::model::webhook::Webhook;
 use postrider_common::secret::SecretBytes;
 use postrider_common::signature::Algorithm;
+use postrider_common::time::Timestamp;
 use postrider_proto::v1;
 use v1::auth::Method;
 use v1::o_auth2_auth::ClientAuthentication as NamedAuthentication;
 use v1::signature_auth::Algorithm as Named;
 
+use super::certificate_rules;
 use super::header_rules;
 use super::status::Violations;
 use super::text_rules::{known, too_long};
@@ -58,6 +60,10 @@ pub(crate) enum DraftAuth {
         value: Option<SecretBytes>,
     },
     OAuth2(DraftClient),
+    Mtls {
+        certificate: String,
+        private_key: Option<SecretBytes>,
+    },
 }
 
 /// An OAuth 2 client as asked for.
@@ -75,7 +81,7 @@ impl DraftAuth {
     /// The headers that it sets itself, in lower case: static ones of these names would contradict it.
     pub(crate) fn headers(&self) -> Vec<&str> {
         match self {
-            Self::None => Vec::new(),
+            Self::None | Self::Mtls { .. } => Vec::new(),
             Self::Basic { .. } | Self::Bearer { .. } | Self::OAuth2(_) => vec!["authorization"],
             Self::ApiKey { header, .. } => vec![header],
             Self::Signature { headers, .. } => vec![&headers.id, &headers.timestamp, &headers.signature],
@@ -88,6 +94,7 @@ pub(crate) fn check(
     auth: Option<v1::Auth>,
     present: Option<&Webhook>,
     urls: &UrlCheck,
+    now: Timestamp,
     violations: &mut Violations,
 ) -> DraftAuth {
     let present = present.map(|webhook| &webhook.auth);
@@ -100,6 +107,7 @@ pub(crate) fn check(
         },
         Some(Method::ApiKey(key)) => check_api_key(key, present, violations),
         Some(Method::Oauth2(client)) => DraftAuth::OAuth2(check_client(client, present, urls, violations)),
+        Some(Method::Mtls(mtls)) => certificate_rules::check(mtls, present, now, violations),
     }
 }
 
@@ -140,7 +148,14 @@ fn check_signature(signature: &v1::SignatureAuth, present: Option<&Auth>, violat
         Named::Ed25519 => Algorithm::Ed25519,
         Named::Unspecified => match present {
             Some(Auth::Signature { algorithm, .. }) => *algorithm,
-            Some(Auth::None | Auth::Basic { .. } | Auth::Bearer { .. } | Auth::ApiKey { .. } | Auth::OAuth2(_))
+            Some(
+                Auth::None
+                | Auth::Basic { .. }
+                | Auth::Bearer { .. }
+                | Auth::ApiKey { .. }
+                | Auth::OAuth2(_)
+                | Auth::Mtls { .. },
+            )
             | None => Algorithm::default(),
         },
     };
@@ -248,7 +263,14 @@ fn check_client(
     let at = |name: &str| format!("webhook.auth.oauth2.{name}");
     let present = match present {
         Some(Auth::OAuth2(present)) => Some(present.token_url.as_str()),
-        Some(Auth::None | Auth::Basic { .. } | Auth::Signature { .. } | Auth::Bearer { .. } | Auth::ApiKey { .. })
+        Some(
+            Auth::None
+            | Auth::Basic { .. }
+            | Auth::Signature { .. }
+            | Auth::Bearer { .. }
+            | Auth::ApiKey { .. }
+            | Auth::Mtls { .. },
+        )
         | None => None,
     };
     // One that stays is not judged again.

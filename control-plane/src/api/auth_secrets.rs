@@ -89,6 +89,20 @@ impl Webhooks {
                     client_authentication: client.client_authentication,
                 })
             }
+            DraftAuth::Mtls {
+                certificate,
+                private_key,
+            } => {
+                let kept = if let Auth::Mtls { private_key, .. } = &present.auth {
+                    Some(private_key)
+                } else {
+                    None
+                };
+                Auth::Mtls {
+                    certificate,
+                    private_key: seal(private_key, kept, place::PRIVATE_KEY),
+                }
+            }
         }
     }
 
@@ -107,6 +121,7 @@ pub(super) fn clear(auth: &mut v1::Auth) {
         Some(v1::auth::Method::Bearer(bearer)) => bearer.token.clear(),
         Some(v1::auth::Method::ApiKey(key)) => key.value.clear(),
         Some(v1::auth::Method::Oauth2(client)) => client.client_secret.clear(),
+        Some(v1::auth::Method::Mtls(mtls)) => mtls.private_key.clear(),
         Some(v1::auth::Method::None(_)) | None => {}
     }
 }

@@ -130,6 +130,10 @@ fn auth(auth: &Auth, now: Timestamp) -> v1::Auth {
             }
             .into(),
         }),
+        Auth::Mtls { certificate, .. } => Method::Mtls(v1::MtlsAuth {
+            certificate: certificate.clone(),
+            private_key: String::new(),
+        }),
     };
     v1::Auth { method: Some(method) }
 }

@@ -8,6 +8,7 @@ use postrider_common::model::webhook::{
     DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive,
 };
 use postrider_common::retry;
+use postrider_common::time::Timestamp;
 use postrider_proto::v1;
 use v1::delivery_options::{Mode, OnFailure, Ordering};
 use v1::payload_options::Format;
@@ -46,11 +47,12 @@ pub(crate) struct Draft {
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-/// Checks a webhook. `present` is what an update changes: its secrets may be kept, and its URL is not judged again unless it changes.
+/// Checks a webhook. `present` is what an update changes: its secrets may be kept, and its URL is not judged again unless it changes. `now` judges certificates.
 pub(crate) fn check(
     message: v1::Webhook,
     present: Option<&Webhook>,
     urls: &UrlCheck,
+    now: Timestamp,
     violations: &mut Violations,
 ) -> Draft {
     display_name("webhook.display_name", &message.display_name, violations);
@@ -64,7 +66,11 @@ pub(crate) fn check(
             String::new()
         }),
     };
-    let auth = auth_rules::check(message.auth, present, urls, violations);
+    let auth = auth_rules::check(message.auth, present, urls, now, violations);
+    if matches!(auth, DraftAuth::Mtls { .. }) && target_url.starts_with("http:") {
+        let rule = "must be https: a client certificate is shown in the TLS handshake";
+        violations.add("webhook.target_url", "SCHEME", rule);
+    }
     let when_inactive = match known("webhook.when_inactive", message.when_inactive, violations) {
         v1::webhook::WhenInactive::Hold => WhenInactive::Hold,
         v1::webhook::WhenInactive::Unspecified | v1::webhook::WhenInactive::Drop => WhenInactive::Drop,

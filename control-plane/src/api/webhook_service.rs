@@ -90,7 +90,7 @@ impl Webhooks {
         }
         let message = request.webhook.unwrap_or_default();
         names::no_etag("webhook.etag", &message.etag, &mut violations);
-        let draft = webhook_rules::check(message, None, &self.0.urls, &mut violations);
+        let draft = webhook_rules::check(message, None, &self.0.urls, self.0.clock.now(), &mut violations);
         let account = violations.with(account)?;
         let id = id.unwrap_or_else(|| self.new_id());
         let webhook = self.build(&account, id, draft);
@@ -159,7 +159,13 @@ impl Webhooks {
                 &mut message,
                 &mut Violations::default(),
             );
-            let draft = webhook_rules::check(message, Some(present), &self.0.urls, &mut violations);
+            let draft = webhook_rules::check(
+                message,
+                Some(present),
+                &self.0.urls,
+                self.0.clock.now(),
+                &mut violations,
+            );
             violations.or(())?;
             Ok(self.rebuild(present, draft))
         };

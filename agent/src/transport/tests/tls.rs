@@ -1,5 +1,6 @@
 //! TLS: whom the sender believes, and that nothing goes out in clear.
 
+use postrider_common::model::auth::place;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -34,6 +35,49 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         acceptor(certificate.der().clone(), &key, alpn)
+    }
+}
+
+impl Authority {
+    /// A server for `a.example.com` that demands certificates of this authority.
+    fn demanding(&self, alpn: &[&[u8]]) -> TlsAcceptor {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["a.example.com".to_owned()])
+            .unwrap()
+            .signed_by(&key, &self.0)
+            .unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// The authentication of `hook` by a certificate of this authority, and that certificate.
+    fn mtls(&self, hook: &Webhook) -> (Auth, Vec<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let (ring, entropy) = keyring();
+        let context = Webhook::seal_context(&hook.account, &hook.uid, place::PRIVATE_KEY);
+        let auth = Auth::Mtls {
+            certificate: certificate.pem(),
+            private_key: ring.seal(key.serialize_pem().as_bytes(), &context, &entropy),
+        };
+        (auth, certificate.der().to_vec())
     }
 }
 
@@ -185,31 +229,72 @@ fn extra_authorities_must_be_certificates() {
 #[tokio::test]
 async fn a_server_that_demands_a_certificate_of_us_gets_no_request() {
     let authority = Authority::new();
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["a.example.com".to_owned()])
-        .unwrap()
-        .signed_by(&key, &authority.0)
-        .unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.0.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .build()
-        .unwrap();
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    let (outcome, came) = outcome_with(TlsAcceptor::from(Arc::new(config)), &authority, "a.example.com").await;
+    let (outcome, came) = outcome_with(authority.demanding(&[]), &authority, "a.example.com").await;
     // The server's alert comes after our part of the handshake; its reset can overtake it.
     assert!(
         [failed(Reason::Tls), failed(Reason::Disconnected)].contains(&outcome),
         "{outcome:?}"
     );
     assert!(!came);
+}
+
+#[tokio::test]
+async fn each_client_certificate_is_shown_on_its_own_connections_only() {
+    let authority = Authority::new();
+    let group = Group::default();
+    let (told, mut seen) = mpsc::unbounded_channel();
+    let acceptor = authority.demanding(&[]);
+    let address = serve(&group, move |number, stream| {
+        let (acceptor, told) = (acceptor.clone(), told.clone());
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                return;
+            };
+            let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+            while read_request(&mut stream).await.is_some() {
+                let _ = told.send((number, shown.clone()));
+                stream.write_all(OK).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let pem = authority.pem();
+    let bench = Bench::with(Names::loopback(), loopback(), pem.as_bytes(), Limits::default());
+    let mut hook = webhook(&format!("https://a.example.com:{}/", address.port()));
+    let ((first, first_shown), (second, second_shown)) = (authority.mtls(&hook), authority.mtls(&hook));
+    let auths = [(1, &first), (2, &second), (3, &first), (4, &second)];
+    for (generation, auth) in auths {
+        hook.generation = generation;
+        hook.auth = auth.clone();
+        assert_eq!(bench.send(&Arc::new(hook.clone())).await, delivered(200));
+    }
+    let mut all = Vec::new();
+    while let Ok(one) = seen.try_recv() {
+        all.push(one);
+    }
+    let expected = [
+        (0, first_shown.clone()),
+        (1, second_shown.clone()),
+        (0, first_shown),
+        (1, second_shown),
+    ];
+    assert_eq!(all, expected);
+    hook.generation = 5;
+    hook.auth = Auth::None;
+    let outcome = bench.send(&Arc::new(hook)).await;
+    assert!(
+        [failed(Reason::Tls), failed(Reason::Disconnected)].contains(&outcome),
+        "without one none is shown: {outcome:?}"
+    );
+    assert!(seen.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn where_no_certificate_can_be_shown_nothing_is_sent() {
+    let authority = Authority::new();
+    let mut hook = webhook("http://127.0.0.1:8080/");
+    hook.auth = authority.mtls(&hook).0;
+    let bench = Bench::new();
+    assert_eq!(bench.send(&Arc::new(hook)).await, failed(Reason::Protocol));
+    assert_eq!(bench.dialer.dialled(), []);
 }

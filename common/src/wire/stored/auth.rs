@@ -48,6 +48,13 @@ pub(super) fn to_pb(auth: &Auth) -> Option<Stored> {
                 ClientAuthentication::Body => 1,
             },
         }),
+        Auth::Mtls {
+            certificate,
+            private_key,
+        } => Stored::Mtls(pb::MtlsAuth {
+            certificate: certificate.clone(),
+            private_key: Some(sealed_to_pb(private_key)),
+        }),
     })
 }
 
@@ -94,6 +101,10 @@ pub(super) fn from_pb(auth: Option<Stored>) -> Result<Auth, Unreadable> {
                 other => return Err(unreadable(format!("client authentication {other}"))),
             },
         }),
+        Some(Stored::Mtls(mtls)) => Auth::Mtls {
+            certificate: mtls.certificate,
+            private_key: sealed_from_pb(mtls.private_key)?,
+        },
     })
 }
 
@@ -198,6 +209,10 @@ mod tests {
                 audience: "c".to_owned(),
                 client_authentication: ClientAuthentication::Body,
             }),
+            Auth::Mtls {
+                certificate: "a chain".to_owned(),
+                private_key: sealed(6),
+            },
         ];
         for auth in all {
             assert_eq!(from_pb(to_pb(&auth)), Ok(auth));

@@ -2,7 +2,7 @@
 
 use v1::auth::Method;
 use v1::signature_auth::Algorithm;
-use v1::{ApiKeyAuth, BearerAuth, OAuth2Auth, SignatureAuth, Webhook};
+use v1::{ApiKeyAuth, BearerAuth, MtlsAuth, OAuth2Auth, SignatureAuth, Webhook};
 
 use super::inputs::{Row, refused, row};
 use super::*;
@@ -263,6 +263,63 @@ async fn bad_oauth_clients_are_refused() {
         },
         "webhook.headers[0].name",
         "CONFLICT",
+    ));
+    refused(rows).await;
+}
+
+#[tokio::test]
+async fn bad_client_certificates_are_refused() {
+    const CERTIFICATE: &str = "webhook.auth.mtls.certificate";
+    const KEY: &str = "webhook.auth.mtls.private_key";
+    let own = |year| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    };
+    let (certificate, key) = own(4000);
+    let (expired, expired_key) = own(2020);
+    let (_, other_key) = own(4000);
+    let mtls = |certificate: &str, key: &str| {
+        Method::Mtls(MtlsAuth {
+            certificate: certificate.into(),
+            private_key: key.into(),
+        })
+    };
+    let broken = "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+    let mut rows = vec![
+        of(mtls("", &key), CERTIFICATE, "REQUIRED"),
+        of(mtls(&"x".repeat(32 * 1024 + 1), &key), CERTIFICATE, "TOO_LARGE"),
+        of(mtls(&certificate.repeat(11), &key), CERTIFICATE, "TOO_MANY"),
+        of(mtls(&expired, &expired_key), CERTIFICATE, "EXPIRED"),
+        of(mtls(&format!("{certificate}{expired}"), &key), CERTIFICATE, "EXPIRED"),
+        of(mtls(&certificate, ""), KEY, "REQUIRED"),
+        of(mtls(&certificate, &"x".repeat(16 * 1024 + 1)), KEY, "TOO_LARGE"),
+        of(mtls(&certificate, &other_key), KEY, "MISMATCH"),
+    ];
+    for bad in [
+        "hello",
+        broken,
+        &key,
+        &format!("{certificate}{key}"),
+        &format!("{certificate}{broken}"),
+    ] {
+        rows.push(of(mtls(bad, &key), CERTIFICATE, "MALFORMED"));
+    }
+    for bad in ["hello", &certificate, &key.replace("PRIVATE", "ENCRYPTED PRIVATE")] {
+        rows.push(of(mtls(&certificate, bad), KEY, "MALFORMED"));
+    }
+    let method = mtls(&certificate, &key);
+    rows.push(row(
+        "without TLS",
+        move |webhook| {
+            webhook.auth = Some(v1::Auth {
+                method: Some(method.clone()),
+            });
+            webhook.target_url = "http://example.com/hook".into();
+        },
+        "webhook.target_url",
+        "SCHEME",
     ));
     refused(rows).await;
 }

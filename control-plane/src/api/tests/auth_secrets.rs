@@ -4,13 +4,14 @@ use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key;
 use postrider_common::model::webhook::Auth;
 use postrider_common::secret::Sealed;
-use postrider_common::wire::stored::decode_webhook;
+use postrider_common::store::{Op, Write};
+use postrider_common::wire::stored::{decode_webhook, encode_webhook};
 use v1::auth::Method;
-use v1::{ApiKeyAuth, BearerAuth, OAuth2Auth};
+use v1::{ApiKeyAuth, BearerAuth, MtlsAuth, OAuth2Auth};
 
 use super::*;
 
-/// In every secret of these tests.
+/// In every secret of these tests that can be a text of our own.
 const CANARY: &str = "canary-5f1c";
 
 /// The secret of the webhook as it is stored, in which nothing stands in clear.
@@ -23,6 +24,7 @@ async fn stored(server: &Server, id: &str) -> Sealed {
         Auth::Bearer { token } => token,
         Auth::ApiKey { value, .. } => value,
         Auth::OAuth2(client) => client.client_secret,
+        Auth::Mtls { private_key, .. } => private_key,
         Auth::None | Auth::Basic { .. } | Auth::Signature { .. } => panic!("of another kind"),
     }
 }
@@ -122,4 +124,65 @@ async fn a_client_secret_that_is_kept_does_not_go_to_another_token_url() {
         assert_eq!(mistakes(&status), [expected]);
     }
     assert_eq!(server.revision().await, before);
+}
+
+#[tokio::test]
+async fn a_private_key_is_sealed_and_kept_until_another_is_given() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap();
+    let certificate = certificate.self_signed(&key).unwrap().pem();
+    let method = |private_key: &str| {
+        Method::Mtls(MtlsAuth {
+            certificate: certificate.clone(),
+            private_key: private_key.into(),
+        })
+    };
+    // A comment before the key is no mistake.
+    let with_canary = format!("{CANARY}\n{}", key.serialize_pem());
+    kept_and_replaced(method(&with_canary), method(""), method("")).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_meanwhile_hinders_no_other_change() {
+    let mut server = serve().await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = |year| {
+        let mut params = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        params.self_signed(&key).unwrap().pem()
+    };
+    let method = |certificate: &str| {
+        Method::Mtls(MtlsAuth {
+            certificate: certificate.into(),
+            private_key: key.serialize_pem(),
+        })
+    };
+    let (good, expired) = (params(4000), params(2020));
+    server.create("a", with_auth(method(&good))).await;
+    // As time would: by the store, under the API.
+    let (account, id) = (AccountId::new("1010").unwrap(), WebhookId::new("a").unwrap());
+    let at = key::webhook(&account, &id);
+    let entry = server.store.get(&at).await.unwrap().0.unwrap();
+    let mut webhook = decode_webhook(account, id, entry.value).unwrap();
+    let Auth::Mtls { certificate, .. } = &mut webhook.auth else {
+        panic!("of another kind");
+    };
+    *certificate = expired;
+    let put = Op::put(at, encode_webhook(&webhook));
+    let write = Write {
+        ops: vec![put],
+        ..Write::default()
+    };
+    server.store.write(write).await.unwrap();
+    let renamed = v1::Webhook {
+        name: "accounts/1010/webhooks/a".into(),
+        display_name: "A".into(),
+        ..v1::Webhook::default()
+    };
+    let request = v1::UpdateWebhookRequest {
+        webhook: Some(renamed),
+        update_mask: mask(&["display_name"]),
+        validate_only: false,
+    };
+    server.webhooks.update_webhook(request).await.unwrap();
 }

@@ -93,6 +93,11 @@ pub fn event_type(name: &EventName) -> Key {
     Key::new(format!("event-types/{name}"))
 }
 
+/// The name in a key made by [`event_type`].
+pub fn parse_event_type(key: &Key) -> Option<EventName> {
+    EventName::new(key.as_str().strip_prefix("event-types/")?).ok()
+}
+
 /// All agents that are alive.
 pub fn agents() -> Key {
     Key::from_stored("agents/")

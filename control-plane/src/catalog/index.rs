@@ -1,4 +1,4 @@
-//! Every webhook in memory, compiled for matching, fed by the store.
+//! Every webhook and every event type in memory, compiled for matching, fed by the store.
 //!
 //! Publishing reads it without a lock: accounts are spread over buckets, a bucket is a map of finished tables behind one atomic pointer, and a
 //! change replaces the table of its account and the map of its bucket. So a change costs the size of one account, however many webhooks there are.
@@ -18,6 +18,7 @@ use postrider_common::store::{Change, Entry, Revision, SharedStore};
 use postrider_common::task::Group;
 use postrider_common::wire::stored;
 
+use super::types::{KnownType, Types};
 use super::view::{Subscriber, Table};
 
 /// How many buckets accounts are spread over: ten accounts each when there are ten thousand, and 16 KiB when there are none.
@@ -33,6 +34,8 @@ type Changed = (WebhookId, Option<Arc<Subscriber>>);
 pub(crate) struct Catalog {
     tables: Arc<Tables>,
     feed: mirror::Handle,
+    types: Arc<ArcSwap<Types>>,
+    types_feed: mirror::Handle,
 }
 
 impl Catalog {
@@ -41,8 +44,17 @@ impl Catalog {
         let tables = Arc::new(Tables::default());
         let applied = tables.clone();
         let apply = move |update| applied.apply(update, shards);
-        let feed = mirror::spawn(group, "catalog", store, key::webhooks(), false, apply);
-        Self { tables, feed }
+        let feed = mirror::spawn(group, "catalog", store.clone(), key::webhooks(), false, apply);
+        let types: Arc<ArcSwap<Types>> = Arc::default();
+        let applied = types.clone();
+        let apply = move |update| apply_types(&applied, update);
+        let types_feed = mirror::spawn(group, "event types", store, key::event_types(), false, apply);
+        Self {
+            tables,
+            feed,
+            types,
+            types_feed,
+        }
     }
 
     /// The webhooks of an account, as they are now; empty for an account that has none.
@@ -51,19 +63,30 @@ impl Catalog {
         bucket.get(account).cloned().unwrap_or_default()
     }
 
-    /// Waits until everything up to `revision` is seen; false if the feed ended before. The caller sets the deadline.
+    /// The event types, as they are now.
+    pub(crate) fn types(&self) -> Arc<Types> {
+        self.types.load_full()
+    }
+
+    /// Waits until a change of event types is seen; false if the feed ended before. The caller sets the deadline.
+    pub(crate) async fn types_reached(&self, revision: Revision) -> bool {
+        self.types_feed.reached(revision).await
+    }
+
+    /// Waits until a change of webhooks is seen; false if the feed ended before. The caller sets the deadline.
     pub(crate) async fn reached(&self, revision: Revision) -> bool {
         self.feed.reached(revision).await
     }
 
-    /// Whether the first listing is in. Before that nothing may be matched: every event would seem to be wanted by nobody.
+    /// Whether the first listings are in. Before that nothing may be matched: every event would seem to be wanted by nobody.
     pub(crate) fn is_synced(&self) -> bool {
-        self.feed.revision().is_some()
+        self.feed.revision().is_some() && self.types_feed.revision().is_some()
     }
 
-    /// Waits for the first listing. The caller sets the deadline.
+    /// Waits for the first listings. The caller sets the deadline.
     pub(crate) async fn synced(&self) {
         self.feed.synced().await;
+        self.types_feed.synced().await;
     }
 }
 
@@ -144,6 +167,32 @@ impl Tables {
         }
         place.store(Arc::new(bucket));
     }
+}
+
+/// Only the feed's own task writes, so nothing can come between the load and the store.
+fn apply_types(types: &ArcSwap<Types>, update: Update) {
+    let put = |entry: Entry| {
+        let name = key::parse_event_type(&entry.key)?;
+        match stored::decode_event_type(name.clone(), entry.value) {
+            Ok(event_type) => Some((name, Some(Arc::new(KnownType::new(&event_type))))),
+            Err(error) => {
+                tracing::error!(key = %entry.key, %error, "a stored event type cannot be read: it counts as unknown");
+                Some((name, None))
+            }
+        }
+    };
+    let changed = match update {
+        Update::Reset(entries, _) => Types::default().changed(entries.into_iter().filter_map(put)),
+        Update::Changes(changes) => {
+            types
+                .load()
+                .changed(changes.changes.into_iter().filter_map(|change| match change {
+                    Change::Put(entry) => put(entry),
+                    Change::Delete(key) => Some((key::parse_event_type(&key)?, None)),
+                }))
+        }
+    };
+    types.store(Arc::new(changed));
 }
 
 /// A webhook that this release cannot read is left out: no event can be matched against what is not understood.

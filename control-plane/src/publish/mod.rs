@@ -17,6 +17,7 @@ mod fanout;
 mod idempotency;
 mod json;
 mod queue;
+mod screen;
 mod usage;
 mod writer;
 
@@ -177,7 +178,9 @@ impl Publisher {
         if !self.catalog.is_synced() {
             return Err(Error::StoreAway("the webhooks have not been read yet".into()));
         }
-        let admitted = admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(Error::Invalid)?;
+        let mut admitted =
+            admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(Error::Invalid)?;
+        screen::screen(&mut admitted.events, &self.catalog.types());
         let table = self.catalog.table(&admitted.account);
         let fanout = fanout::fan_out(&admitted.events, &table).map_err(|_| too_wide())?;
         Ok((admitted, fanout))

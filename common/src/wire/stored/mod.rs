@@ -141,6 +141,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
         data: event.data.clone(),
         accept_time: event.accept_time.as_millis(),
         traceparent: text(&event.traceparent),
+        non_real_time: event.category == Category::NonRealTime,
     };
     let target = |target: Target| {
         let untouched = target
@@ -195,6 +196,7 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
             data: event.data,
             accept_time: Timestamp::from_millis(event.accept_time),
             traceparent: text(event.traceparent),
+            category: category(event.non_real_time),
         }));
     }
     let count = events.len();
@@ -204,6 +206,14 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
         .map(|target| target_from_pb(target, count))
         .collect::<Result<_, _>>()?;
     Ok(Segment { events, targets })
+}
+
+const fn category(non_real_time: bool) -> Category {
+    if non_real_time {
+        Category::NonRealTime
+    } else {
+        Category::RealTime
+    }
 }
 
 fn target_from_pb(target: pb::Target, events: usize) -> Result<Target, Unreadable> {
@@ -301,11 +311,7 @@ pub fn decode_event_type(name: EventName, bytes: Bytes) -> Result<EventType, Unr
         generation: stored.generation,
         display_name: stored.display_name,
         description: stored.description,
-        category: if stored.non_real_time {
-            Category::NonRealTime
-        } else {
-            Category::RealTime
-        },
+        category: category(stored.non_real_time),
         schema: present(stored.schema),
         example: present(stored.example),
         deprecated: stored.deprecated,

@@ -174,7 +174,13 @@ fn apply_types(types: &ArcSwap<Types>, update: Update) {
     let put = |entry: Entry| {
         let name = key::parse_event_type(&entry.key)?;
         match stored::decode_event_type(name.clone(), entry.value) {
-            Ok(event_type) => Some((name, Some(Arc::new(KnownType::new(&event_type))))),
+            Ok(event_type) => {
+                let (known, flaw) = KnownType::new(&event_type);
+                if let Some(flaw) = flaw {
+                    tracing::error!(key = %entry.key, %flaw, "a stored schema does not compile: events are not checked against it");
+                }
+                Some((name, Some(Arc::new(known))))
+            }
             Err(error) => {
                 tracing::error!(key = %entry.key, %error, "a stored event type cannot be read: it counts as unknown");
                 Some((name, None))

@@ -6,19 +6,27 @@ use std::sync::Arc;
 use postrider_common::id::EventName;
 use postrider_common::model::event_type::{Category, EventType};
 
+use super::schema::{Flaw, Schema};
+
 /// What publishing needs to know of an event type.
 #[derive(Debug)]
 pub(crate) struct KnownType {
     /// How its events are sent.
     pub(crate) category: Category,
+    /// What their bodies must be.
+    pub(crate) schema: Option<Schema>,
 }
 
 impl KnownType {
-    /// Compiles an event type.
-    pub(crate) const fn new(event_type: &EventType) -> Self {
-        Self {
-            category: event_type.category,
-        }
+    /// Compiles an event type. A schema that does not compile (none is stored any more; an earlier release did not look) is left out and told.
+    pub(crate) fn new(event_type: &EventType) -> (Self, Option<Flaw>) {
+        let (schema, flaw) = match event_type.schema.as_deref().map(Schema::compile) {
+            None => (None, None),
+            Some(Ok(schema)) => (Some(schema), None),
+            Some(Err(flaw)) => (None, Some(flaw)),
+        };
+        let category = event_type.category;
+        (Self { category, schema }, flaw)
     }
 }
 

@@ -180,7 +180,7 @@ impl Publisher {
         }
         let mut admitted =
             admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(Error::Invalid)?;
-        screen::screen(&mut admitted.events, &self.catalog.types());
+        screen::screen(&mut admitted.events, &self.catalog.types()).map_err(Error::Invalid)?;
         let table = self.catalog.table(&admitted.account);
         let fanout = fanout::fan_out(&admitted.events, &table).map_err(|_| too_wide())?;
         Ok((admitted, fanout))

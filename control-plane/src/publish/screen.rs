@@ -4,19 +4,43 @@ use std::sync::Arc;
 
 use postrider_common::model::segment::Event;
 
+use crate::api::status::Violations;
 use crate::catalog::Types;
+use crate::catalog::schema::Schema;
 
-/// Gives each event the category that its type has now. Events of a type that the catalogue does not hold stay as they are.
-pub(crate) fn screen(events: &mut [Arc<Event>], types: &Types) {
+/// Gives each event the category that its type has now, and checks bodies against the schemas of their types. Events of a type that the catalogue
+/// does not hold stay as they are. Bodies are parsed only for a schema.
+///
+/// # Errors
+/// The first violations of each event.
+pub(crate) fn screen(events: &mut [Arc<Event>], types: &Types) -> Result<(), Violations> {
+    let mut violations = Violations::default();
     if types.is_empty() {
-        return;
+        return Ok(());
     }
-    for event in events {
+    for (index, event) in events.iter_mut().enumerate() {
         let Some(known) = types.get(&event.name) else { continue };
+        if let Some(schema) = &known.schema {
+            check(index, event, schema, &mut violations);
+        }
         // Nobody shares them yet.
         if let Some(event) = Arc::get_mut(event) {
             event.category = known.category;
         }
+    }
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
+}
+
+fn check(index: usize, event: &Event, schema: &Schema, violations: &mut Violations) {
+    let field = format!("events[{index}].data");
+    match serde_json::from_slice(&event.data) {
+        Ok(body) => {
+            for flaw in schema.check(&body) {
+                violations.add(&field, "SCHEMA_VIOLATION", flaw.to_string());
+            }
+        }
+        // The grammar was checked: a number beyond every double.
+        Err(error) => violations.add(&field, "SCHEMA_VIOLATION", format!("at \"\": {error}")),
     }
 }
 
@@ -50,7 +74,7 @@ pub(super) mod tests {
     fn types(of: impl IntoIterator<Item = EventType>) -> Types {
         let known = of
             .into_iter()
-            .map(|each| (each.name.clone(), Some(Arc::new(KnownType::new(&each)))));
+            .map(|each| (each.name.clone(), Some(Arc::new(KnownType::new(&each).0))));
         Types::default().changed(known)
     }
 
@@ -64,11 +88,41 @@ pub(super) mod tests {
             .iter()
             .map(|name| event("e", name, Bytes::new()))
             .collect();
-        screen(&mut events, &types);
+        screen(&mut events, &types).unwrap();
         let categories: Vec<_> = events.iter().map(|event| event.category).collect();
         assert_eq!(
             categories,
             [Category::NonRealTime, Category::RealTime, Category::RealTime]
         );
+    }
+
+    #[test]
+    fn a_body_that_breaks_its_types_schema_is_named_by_event_and_place() {
+        let mut strict = event_type("STRICT", Category::RealTime);
+        strict.schema = Some(r#"{"required": ["id"], "properties": {"n": {"type": "integer"}}}"#.into());
+        let types = types([strict]);
+        let mut events = vec![
+            event("e0", "STRICT", r#"{"id": 1}"#.into()),
+            event("e1", "OTHER", "{}".into()),
+            event("e2", "STRICT", r#"{"n": "x"}"#.into()),
+            event("e3", "STRICT", r#"{"id": 1e999}"#.into()),
+        ];
+        let violations = screen(&mut events, &types).unwrap_err();
+        let mut found: Vec<_> = violations
+            .iter()
+            .map(|violation| {
+                (
+                    violation.field.as_str(),
+                    violation.description.split(": ").next().unwrap(),
+                )
+            })
+            .collect();
+        found.sort_unstable();
+        let expected = [
+            ("events[2].data", r#"at """#),
+            ("events[2].data", r#"at "/n""#),
+            ("events[3].data", r#"at """#),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -57,6 +57,11 @@ pub fn account(account: &AccountId) -> Key {
     Key::new(format!("accounts/{account}"))
 }
 
+/// The account of a key made by [`account`].
+pub fn parse_account(key: &Key) -> Option<AccountId> {
+    AccountId::new(key.as_str().strip_prefix("accounts/")?).ok()
+}
+
 /// How many webhooks an account has.
 pub fn webhook_count(account: &AccountId) -> Key {
     Key::new(format!("webhook-counts/{account}"))

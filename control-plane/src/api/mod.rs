@@ -85,6 +85,8 @@ pub(crate) struct Deps {
     pub(crate) catch_up: CatchUp,
     /// Waits for this replica's event types.
     pub(crate) types_catch_up: CatchUp,
+    /// Waits for this replica's accounts.
+    pub(crate) accounts_catch_up: CatchUp,
 }
 
 impl Deps {
@@ -96,6 +98,11 @@ impl Deps {
     /// Waits until what was written to an event type counts here.
     async fn types_caught_up(&self, revision: Revision) {
         wait_for(&self.types_catch_up, revision).await;
+    }
+
+    /// Waits until what was written to an account counts here.
+    async fn accounts_caught_up(&self, revision: Revision) {
+        wait_for(&self.accounts_catch_up, revision).await;
     }
 }
 

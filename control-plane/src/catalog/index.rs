@@ -1,10 +1,10 @@
-//! Every webhook and every event type in memory, compiled for matching, fed by the store.
+//! Every webhook, every event type, and what accounts set for publishing, in memory, compiled for matching, fed by the store.
 //!
 //! Publishing reads it without a lock: accounts are spread over buckets, a bucket is a map of finished tables behind one atomic pointer, and a
 //! change replaces the table of its account and the map of its bucket. So a change costs the size of one account, however many webhooks there are.
 //! What one account's table shows is always some true past state.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key;
+use postrider_common::model::account::UnknownEventTypes;
 use postrider_common::shard;
 use postrider_common::store::mirror::{self, Update};
 use postrider_common::store::{Change, Entry, Revision, SharedStore};
@@ -36,6 +37,9 @@ pub(crate) struct Catalog {
     feed: mirror::Handle,
     types: Arc<ArcSwap<Types>>,
     types_feed: mirror::Handle,
+    /// Accounts that refuse events of unknown types: few, so the set is small however many accounts there are.
+    refusing: Arc<ArcSwap<HashSet<AccountId>>>,
+    accounts_feed: mirror::Handle,
 }
 
 impl Catalog {
@@ -48,12 +52,18 @@ impl Catalog {
         let types: Arc<ArcSwap<Types>> = Arc::default();
         let applied = types.clone();
         let apply = move |update| apply_types(&applied, update);
-        let types_feed = mirror::spawn(group, "event types", store, key::event_types(), false, apply);
+        let types_feed = mirror::spawn(group, "event types", store.clone(), key::event_types(), false, apply);
+        let refusing: Arc<ArcSwap<HashSet<AccountId>>> = Arc::default();
+        let applied = refusing.clone();
+        let apply = move |update| apply_accounts(&applied, update);
+        let accounts_feed = mirror::spawn(group, "accounts", store, key::accounts(), false, apply);
         Self {
             tables,
             feed,
             types,
             types_feed,
+            refusing,
+            accounts_feed,
         }
     }
 
@@ -73,6 +83,20 @@ impl Catalog {
         self.types_feed.reached(revision).await
     }
 
+    /// What the account does with events of types that the catalogue does not hold, as of now.
+    pub(crate) fn unknown_event_types(&self, account: &AccountId) -> UnknownEventTypes {
+        if self.refusing.load().contains(account) {
+            UnknownEventTypes::Refuse
+        } else {
+            UnknownEventTypes::Accept
+        }
+    }
+
+    /// Waits until a change of accounts is seen; false if the feed ended before. The caller sets the deadline.
+    pub(crate) async fn accounts_reached(&self, revision: Revision) -> bool {
+        self.accounts_feed.reached(revision).await
+    }
+
     /// Waits until a change of webhooks is seen; false if the feed ended before. The caller sets the deadline.
     pub(crate) async fn reached(&self, revision: Revision) -> bool {
         self.feed.reached(revision).await
@@ -80,13 +104,15 @@ impl Catalog {
 
     /// Whether the first listings are in. Before that nothing may be matched: every event would seem to be wanted by nobody.
     pub(crate) fn is_synced(&self) -> bool {
-        self.feed.revision().is_some() && self.types_feed.revision().is_some()
+        let feeds = [&self.feed, &self.types_feed, &self.accounts_feed];
+        feeds.iter().all(|feed| feed.revision().is_some())
     }
 
     /// Waits for the first listings. The caller sets the deadline.
     pub(crate) async fn synced(&self) {
         self.feed.synced().await;
         self.types_feed.synced().await;
+        self.accounts_feed.synced().await;
     }
 }
 
@@ -199,6 +225,34 @@ fn apply_types(types: &ArcSwap<Types>, update: Update) {
         }
     };
     types.store(Arc::new(changed));
+}
+
+/// Only the feed's own task writes, so nothing can come between the load and the store.
+fn apply_accounts(refusing: &ArcSwap<HashSet<AccountId>>, update: Update) {
+    let refuses = |account: &AccountId, entry: &Entry| match stored::decode_account(
+        account.clone(),
+        entry.value.clone(),
+    ) {
+        Ok(account) => account.unknown_event_types == UnknownEventTypes::Refuse,
+        Err(error) => {
+            tracing::error!(key = %entry.key, %error, "a stored account cannot be read: it counts as one with the defaults");
+            false
+        }
+    };
+    let (mut set, entries) = match update {
+        Update::Reset(entries, _) => (HashSet::new(), entries.into_iter().map(Change::Put).collect()),
+        Update::Changes(changes) => (HashSet::clone(&refusing.load()), changes.changes),
+    };
+    for change in entries {
+        let Some(account) = key::parse_account(change.key()) else {
+            continue;
+        };
+        match change {
+            Change::Put(entry) if refuses(&account, &entry) => set.insert(account),
+            Change::Put(_) | Change::Delete(_) => set.remove(&account),
+        };
+    }
+    refusing.store(Arc::new(set));
 }
 
 /// A webhook that this release cannot read is left out: no event can be matched against what is not understood.

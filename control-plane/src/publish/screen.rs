@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use postrider_common::model::account::UnknownEventTypes;
 use postrider_common::model::segment::Event;
 
 use crate::api::status::Violations;
@@ -9,17 +10,32 @@ use crate::catalog::Types;
 use crate::catalog::schema::Schema;
 
 /// Gives each event the category that its type has now, and checks bodies against the schemas of their types. Events of a type that the catalogue
-/// does not hold stay as they are. Bodies are parsed only for a schema.
+/// does not hold stay as they are, if the account takes them. Bodies are parsed only for a schema. Answers how many events are of unknown types.
 ///
 /// # Errors
 /// The first violations of each event.
-pub(crate) fn screen(events: &mut [Arc<Event>], types: &Types) -> Result<(), Violations> {
-    let mut violations = Violations::default();
-    if types.is_empty() {
-        return Ok(());
+pub(crate) fn screen(
+    events: &mut [Arc<Event>],
+    types: &Types,
+    unknown: UnknownEventTypes,
+) -> Result<usize, Violations> {
+    if types.is_empty() && unknown == UnknownEventTypes::Accept {
+        return Ok(events.len());
     }
+    let mut violations = Violations::default();
+    let mut strangers = 0;
     for (index, event) in events.iter_mut().enumerate() {
-        let Some(known) = types.get(&event.name) else { continue };
+        let Some(known) = types.get(&event.name) else {
+            strangers += 1;
+            if unknown == UnknownEventTypes::Refuse {
+                let description = format!(
+                    "{} is not in the catalogue, and the account refuses unknown event types",
+                    event.name
+                );
+                violations.add(format!("events[{index}].event_name"), "UNKNOWN_EVENT_TYPE", description);
+            }
+            continue;
+        };
         if let Some(schema) = &known.schema {
             check(index, event, schema, &mut violations);
         }
@@ -28,7 +44,11 @@ pub(crate) fn screen(events: &mut [Arc<Event>], types: &Types) -> Result<(), Vio
             event.category = known.category;
         }
     }
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    if violations.is_empty() {
+        Ok(strangers)
+    } else {
+        Err(violations)
+    }
 }
 
 fn check(index: usize, event: &Event, schema: &Schema, violations: &mut Violations) {
@@ -88,7 +108,7 @@ pub(super) mod tests {
             .iter()
             .map(|name| event("e", name, Bytes::new()))
             .collect();
-        screen(&mut events, &types).unwrap();
+        assert_eq!(screen(&mut events, &types, UnknownEventTypes::Accept), Ok(1));
         let categories: Vec<_> = events.iter().map(|event| event.category).collect();
         assert_eq!(
             categories,
@@ -107,7 +127,7 @@ pub(super) mod tests {
             event("e2", "STRICT", r#"{"n": "x"}"#.into()),
             event("e3", "STRICT", r#"{"id": 1e999}"#.into()),
         ];
-        let violations = screen(&mut events, &types).unwrap_err();
+        let violations = screen(&mut events, &types, UnknownEventTypes::Accept).unwrap_err();
         let mut found: Vec<_> = violations
             .iter()
             .map(|violation| {
@@ -124,5 +144,28 @@ pub(super) mod tests {
             ("events[3].data", r#"at """#),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn an_account_refuses_unknown_event_types_if_it_says_so_and_every_one_is_named() {
+        let types = types([event_type("KNOWN", Category::RealTime)]);
+        let mut events: Vec<_> = ["NEW", "KNOWN", "OTHER"]
+            .iter()
+            .map(|name| event("e", name, Bytes::new()))
+            .collect();
+        let violations = screen(&mut events, &types, UnknownEventTypes::Refuse).unwrap_err();
+        let found: Vec<_> = violations
+            .iter()
+            .map(|violation| (violation.field.as_str(), violation.reason))
+            .collect();
+        let expected = [
+            ("events[0].event_name", "UNKNOWN_EVENT_TYPE"),
+            ("events[2].event_name", "UNKNOWN_EVENT_TYPE"),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(screen(&mut events[1..2], &types, UnknownEventTypes::Refuse), Ok(0));
+        // An empty catalogue knows none.
+        assert!(screen(&mut events, &Types::default(), UnknownEventTypes::Refuse).is_err());
+        assert_eq!(screen(&mut events, &Types::default(), UnknownEventTypes::Accept), Ok(3));
     }
 }

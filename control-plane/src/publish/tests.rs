@@ -6,8 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
+use postrider_common::entropy::Entropy as _;
 use postrider_common::entropy::SystemEntropy;
+use postrider_common::id::AccountId;
 use postrider_common::key::{self, Key};
+use postrider_common::model::account::{Account, UnknownEventTypes};
 use postrider_common::model::event_type::Category;
 use postrider_common::store::memory::{Fault, MemoryStore};
 use postrider_common::store::{Change, Op, Revision, Store, Write, list_all};
@@ -607,5 +610,38 @@ async fn an_event_is_stored_with_the_category_that_its_type_has() {
     let segment = stored::unpack(entries[0].value.clone()).unwrap();
     let categories: Vec<_> = segment.events.iter().map(|event| event.category).collect();
     assert_eq!(categories, [Category::NonRealTime, Category::RealTime]);
+    bench.group.shut_down(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_unknown_types_are_counted_or_refused_as_the_account_says() {
+    let store = MemoryStore::default();
+    put_webhook(&store, "w", &["*"]).await;
+    put_event_type(&store, "KNOWN", Category::RealTime, None).await;
+    let bench = Bench::new(&store, 1).await;
+    let events = || vec![event("", "KNOWN", "{}"), event("", "NEW", "{}")];
+    bench.publish(request(events(), None)).await.unwrap();
+    let counted = || bench.publisher.counters().unknown_type_events.load(Ordering::Relaxed);
+    assert_eq!(counted(), 1);
+    let now = Timestamp::from_millis(1);
+    let mut account = Account::new(AccountId::new("a").unwrap(), SystemEntropy::seeded(1).uid(now), now);
+    account.unknown_event_types = UnknownEventTypes::Refuse;
+    let op = Op::put(key::account(&account.id), stored::encode_account(&account));
+    let write = Write {
+        guards: Vec::new(),
+        ops: vec![op],
+    };
+    let revision = store.write(write).await.unwrap();
+    assert!(bench.publisher.catalog.accounts_reached(revision).await);
+    let stored = keys(&store, "queue/").await;
+    assert!(matches!(
+        bench.publish(request(events(), None)).await,
+        Err(Error::Invalid(_))
+    ));
+    assert_eq!((counted(), keys(&store, "queue/").await), (1, stored));
+    bench
+        .publish(request(vec![event("", "KNOWN", "{}")], None))
+        .await
+        .unwrap();
     bench.group.shut_down(Duration::from_secs(1)).await;
 }

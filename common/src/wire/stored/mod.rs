@@ -13,7 +13,7 @@ use prost::Message as _;
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
-use crate::model::account::Account;
+use crate::model::account::{Account, UnknownEventTypes};
 use crate::model::event_type::{Category, EventType};
 use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
@@ -254,6 +254,7 @@ pub fn encode_account(account: &Account) -> Bytes {
         display_name: account.display_name.clone(),
         max_webhooks: account.max_webhooks.unwrap_or(0),
         max_backlog_bytes: account.max_backlog_bytes.unwrap_or(0),
+        refuse_unknown_event_types: account.unknown_event_types == UnknownEventTypes::Refuse,
         labels: account.labels.clone(),
         create_time: account.create_time.as_millis(),
         update_time: account.update_time.as_millis(),
@@ -274,6 +275,11 @@ pub fn decode_account(id: AccountId, bytes: Bytes) -> Result<Account, Unreadable
         display_name: account.display_name,
         max_webhooks: (account.max_webhooks != 0).then_some(account.max_webhooks),
         max_backlog_bytes: (account.max_backlog_bytes != 0).then_some(account.max_backlog_bytes),
+        unknown_event_types: if account.refuse_unknown_event_types {
+            UnknownEventTypes::Refuse
+        } else {
+            UnknownEventTypes::Accept
+        },
         labels: account.labels,
         create_time: Timestamp::from_millis(account.create_time),
         update_time: Timestamp::from_millis(account.update_time),

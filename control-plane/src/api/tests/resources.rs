@@ -404,6 +404,7 @@ async fn accounts_and_event_types_check_their_fields() {
         display_name: "x".repeat(257),
         max_webhooks: 10_001,
         max_backlog_bytes: -1,
+        unknown_event_types: 7,
         labels: [("A".to_owned(), String::new())].into(),
         etag: "x".into(),
         ..v1::Account::default()
@@ -419,6 +420,7 @@ async fn accounts_and_event_types_check_their_fields() {
         ("account.labels", "MALFORMED"),
         ("account.max_webhooks", "OUT_OF_RANGE"),
         ("account.max_backlog_bytes", "OUT_OF_RANGE"),
+        ("account.unknown_event_types", "UNKNOWN_VALUE"),
     ];
     let expected = expected.map(|(field, reason)| (field.to_owned(), reason.to_owned()));
     assert_eq!(mistakes(&status), expected);

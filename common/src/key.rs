@@ -57,6 +57,11 @@ pub fn account(account: &AccountId) -> Key {
     Key::new(format!("accounts/{account}"))
 }
 
+/// The account of a key made by [`account`].
+pub fn parse_account(key: &Key) -> Option<AccountId> {
+    AccountId::new(key.as_str().strip_prefix("accounts/")?).ok()
+}
+
 /// How many webhooks an account has.
 pub fn webhook_count(account: &AccountId) -> Key {
     Key::new(format!("webhook-counts/{account}"))
@@ -91,6 +96,11 @@ pub fn event_types() -> Key {
 /// One event type.
 pub fn event_type(name: &EventName) -> Key {
     Key::new(format!("event-types/{name}"))
+}
+
+/// The name in a key made by [`event_type`].
+pub fn parse_event_type(key: &Key) -> Option<EventName> {
+    EventName::new(key.as_str().strip_prefix("event-types/")?).ok()
 }
 
 /// All agents that are alive.

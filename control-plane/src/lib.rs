@@ -98,7 +98,7 @@ where
         },
     );
     lead(&group, &config, &deps, cell.shard_count);
-    let caught_up = catalog.clone();
+    let (caught_up, types_caught_up, accounts_caught_up) = (catalog.clone(), catalog.clone(), catalog.clone());
     let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe);
     let api = api::routes(api::Deps {
         store: deps.store,
@@ -114,6 +114,18 @@ where
             let catalog = caught_up.clone();
             Box::pin(async move {
                 catalog.reached(revision).await;
+            })
+        }),
+        types_catch_up: Arc::new(move |revision| {
+            let catalog = types_caught_up.clone();
+            Box::pin(async move {
+                catalog.types_reached(revision).await;
+            })
+        }),
+        accounts_catch_up: Arc::new(move |revision| {
+            let catalog = accounts_caught_up.clone();
+            Box::pin(async move {
+                catalog.accounts_reached(revision).await;
             })
         }),
     });

@@ -29,13 +29,18 @@ impl Metrics {
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let publish = &self.publish;
-        let counts: [(&str, &str, &AtomicU64); 7] = [
+        let counts: [(&str, &str, &AtomicU64); 8] = [
             (
                 "publish_requests",
                 "Publish requests answered as stored",
                 &publish.requests,
             ),
             ("publish_events", "Events accepted", &publish.events),
+            (
+                "publish_unknown_type_events",
+                "Events taken in whose type is not in the catalogue",
+                &publish.unknown_type_events,
+            ),
             (
                 "publish_deliveries",
                 "Deliveries that accepted events caused",

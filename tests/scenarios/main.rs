@@ -17,6 +17,7 @@ mod handover;
 mod lifecycle;
 mod payload;
 mod publish;
+mod publish_checks;
 mod reflection;
 mod standalone;
 

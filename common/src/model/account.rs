@@ -11,6 +11,16 @@ pub const DEFAULT_MAX_WEBHOOKS: u32 = 5;
 /// Bytes of undelivered events that an account may have waiting unless it says otherwise: an eighth of etcd's advised 8 GiB.
 pub const DEFAULT_MAX_BACKLOG_BYTES: u64 = 1 << 30;
 
+/// What happens to events whose type is not in the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownEventTypes {
+    /// They are accepted like others, and counted.
+    #[default]
+    Accept,
+    /// Publishing them is refused.
+    Refuse,
+}
+
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
@@ -26,6 +36,8 @@ pub struct Account {
     pub max_webhooks: Option<u32>,
     /// How many bytes of undelivered events it may have waiting; `None` means the default.
     pub max_backlog_bytes: Option<u64>,
+    /// What happens to events whose type is not in the catalogue.
+    pub unknown_event_types: UnknownEventTypes,
     /// Free key/value pairs.
     pub labels: BTreeMap<String, String>,
     /// When it was created.
@@ -44,6 +56,7 @@ impl Account {
             display_name: String::new(),
             max_webhooks: None,
             max_backlog_bytes: None,
+            unknown_event_types: UnknownEventTypes::Accept,
             labels: BTreeMap::new(),
             create_time: now,
             update_time: now,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
+use crate::model::event_type::Category;
 use crate::store::Revision;
 use crate::time::Timestamp;
 
@@ -31,6 +32,8 @@ pub struct Event {
     pub accept_time: Timestamp,
     /// W3C trace context of the publisher.
     pub traceparent: Option<Arc<str>>,
+    /// The category of its type when it was accepted; the default for types that the catalogue did not hold.
+    pub category: Category,
 }
 
 /// A block of events and deliveries of one shard. Deliveries are numbered through: first all of the first target, then the second's.

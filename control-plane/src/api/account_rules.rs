@@ -1,10 +1,11 @@
 //! What an account may be, and which of its fields an update mask may name. Pure.
 
-use postrider_proto::v1::Account;
+use postrider_common::model::account::UnknownEventTypes;
+use postrider_proto::v1::{self, Account};
 
 use super::mask::{Field, Fields, is_set};
 use super::status::Violations;
-use super::text_rules::{display_name, labels};
+use super::text_rules::{display_name, known, labels};
 
 /// Most webhooks that an account may be allowed.
 const MAX_WEBHOOKS: i32 = 10_000;
@@ -26,13 +27,14 @@ pub(crate) const FIELDS: Fields<Account> = Fields {
         field!(display_name),
         field!(max_webhooks),
         field!(max_backlog_bytes),
+        field!(unknown_event_types),
         field!(labels),
     ],
     output_only: &["etag", "create_time", "update_time", "uid"],
 };
 
-/// Checks an account.
-pub(crate) fn check(account: &Account, violations: &mut Violations) {
+/// Checks an account; says what of it had to be read for that.
+pub(crate) fn check(account: &Account, violations: &mut Violations) -> UnknownEventTypes {
     display_name("account.display_name", &account.display_name, violations);
     labels("account.labels", &account.labels, violations);
     if !(0..=MAX_WEBHOOKS).contains(&account.max_webhooks) {
@@ -48,5 +50,11 @@ pub(crate) fn check(account: &Account, violations: &mut Violations) {
             "OUT_OF_RANGE",
             "must not be negative; 0 means the default, 1 GiB",
         );
+    }
+    match known("account.unknown_event_types", account.unknown_event_types, violations) {
+        v1::account::UnknownEventTypes::Unspecified | v1::account::UnknownEventTypes::Accept => {
+            UnknownEventTypes::Accept
+        }
+        v1::account::UnknownEventTypes::Refuse => UnknownEventTypes::Refuse,
     }
 }

@@ -2,7 +2,7 @@
 
 use postrider_common::id::AccountId;
 use postrider_common::key::{self, DedupeKind};
-use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, DEFAULT_MAX_WEBHOOKS};
+use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, DEFAULT_MAX_WEBHOOKS, UnknownEventTypes};
 use postrider_common::wire::stored::decode_account;
 use postrider_proto::v1;
 use tonic::{Request, Response, Status};
@@ -64,13 +64,14 @@ impl Accounts {
         });
         let message = request.account.unwrap_or_default();
         names::no_etag("account.etag", &message.etag, &mut violations);
-        account_rules::check(&message, &mut violations);
+        let unknown = account_rules::check(&message, &mut violations);
         violations.or(())?;
         let now = self.0.clock.now();
         let id = id.unwrap_or_else(|| self.new_id());
-        let account = with(Account::new(id.clone(), self.0.entropy.uid(now), now), message);
+        let account = with(Account::new(id.clone(), self.0.entropy.uid(now), now), message, unknown);
         let apply = Apply::new(request.validate_only);
         let written = self.0.edit.create(&id, account, key, apply).await?;
+        self.0.accounts_caught_up(written.revision).await;
         Ok(convert::account(&written.value))
     }
 
@@ -124,12 +125,13 @@ impl Accounts {
                 &mut message,
                 &mut Violations::default(),
             );
-            account_rules::check(&message, &mut violations);
-            violations.or(with(present.clone(), message))
+            let unknown = account_rules::check(&message, &mut violations);
+            violations.or(with(present.clone(), message, unknown))
         };
         let apply = Apply::new(request.validate_only);
         let written = self.0.edit.update(&id, etag.as_ref(), apply, change).await;
         let written = written.map_err(|error| violations.before(error))?;
+        self.0.accounts_caught_up(written.revision).await;
         Ok(convert::account(&written.value))
     }
 
@@ -141,7 +143,7 @@ impl Accounts {
 }
 
 /// `account` with everything that callers set as in the checked message. What is the default's stays unset, so that a later release may change it.
-fn with(account: Account, message: v1::Account) -> Account {
+fn with(account: Account, message: v1::Account, unknown_event_types: UnknownEventTypes) -> Account {
     Account {
         display_name: message.display_name,
         max_webhooks: u32::try_from(message.max_webhooks)
@@ -150,6 +152,7 @@ fn with(account: Account, message: v1::Account) -> Account {
         max_backlog_bytes: u64::try_from(message.max_backlog_bytes)
             .ok()
             .filter(|most| ![0, DEFAULT_MAX_BACKLOG_BYTES].contains(most)),
+        unknown_event_types,
         labels: message.labels,
         ..account
     }

@@ -5,7 +5,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES};
+use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, UnknownEventTypes};
 use postrider_common::model::auth::ClientAuthentication;
 use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
@@ -158,6 +158,11 @@ pub(crate) fn account(account: &Account) -> v1::Account {
         create_time: Some(timestamp(account.create_time)),
         update_time: Some(timestamp(account.update_time)),
         uid: account.uid.to_string(),
+        unknown_event_types: match account.unknown_event_types {
+            UnknownEventTypes::Accept => v1::account::UnknownEventTypes::Accept,
+            UnknownEventTypes::Refuse => v1::account::UnknownEventTypes::Refuse,
+        }
+        .into(),
     }
 }
 

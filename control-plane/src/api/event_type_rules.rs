@@ -9,6 +9,7 @@ use super::json;
 use super::mask::{Field, Fields, is_set};
 use super::status::Violations;
 use super::text_rules::{description, display_name, known};
+use crate::catalog::schema::Schema;
 
 /// Most bytes of a schema or an example, as JSON text: one value of the store is read in pages of many.
 const MAX_JSON: usize = 64 << 10;
@@ -53,9 +54,13 @@ pub(crate) fn check(event_type: &EventType, violations: &mut Violations) -> Chec
         v1::event_type::Category::Unspecified | v1::event_type::Category::RealTime => Category::RealTime,
         v1::event_type::Category::NonRealTime => Category::NonRealTime,
     };
+    let schema = json("event_type.schema", event_type.schema.as_ref(), violations);
+    if let Some(Err(flaw)) = schema.as_deref().map(Schema::compile) {
+        violations.add("event_type.schema", "INVALID_SCHEMA", flaw.to_string());
+    }
     Checked {
         category,
-        schema: json("event_type.schema", event_type.schema.as_ref(), violations),
+        schema,
         example: json("event_type.example", event_type.example.as_ref(), violations),
     }
 }

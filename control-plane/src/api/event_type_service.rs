@@ -58,7 +58,8 @@ impl EventTypeService for EventTypes {
         let etag = names::etag("etag", &request.etag, &mut violations);
         let id = violations.with(id)?;
         let missing = Missing::new(request.allow_missing);
-        self.0.edit.delete::<EventType>(&id, etag.as_ref(), missing).await?;
+        let revision = self.0.edit.delete::<EventType>(&id, etag.as_ref(), missing).await?;
+        self.0.types_caught_up(revision).await;
         Ok(Response::new(()))
     }
 }
@@ -101,6 +102,7 @@ impl EventTypes {
         let event_type = with(new, message, checked);
         let apply = Apply::new(request.validate_only);
         let written = self.0.edit.create(&id, event_type, key, apply).await?;
+        self.0.types_caught_up(written.revision).await;
         Ok(convert::event_type(&written.value))
     }
 
@@ -166,6 +168,7 @@ impl EventTypes {
         let apply = Apply::new(request.validate_only);
         let written = self.0.edit.update(&id, etag.as_ref(), apply, change).await;
         let written = written.map_err(|error| violations.before(error))?;
+        self.0.types_caught_up(written.revision).await;
         Ok(convert::event_type(&written.value))
     }
 }

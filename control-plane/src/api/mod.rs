@@ -84,20 +84,34 @@ pub(crate) struct Deps {
     pub(crate) control_plane: ControlPlaneId,
     /// Judges listener URLs.
     pub(crate) urls: UrlCheck,
-    /// Waits for this replica's catalog.
+    /// Waits for this replica's webhooks.
     pub(crate) catch_up: CatchUp,
+    /// Waits for this replica's event types.
+    pub(crate) types_catch_up: CatchUp,
+    /// Waits for this replica's accounts.
+    pub(crate) accounts_catch_up: CatchUp,
 }
 
 impl Deps {
-    /// Waits until what was written to a webhook matches here. The catalog mirrors nothing else.
+    /// Waits until what was written to a webhook matches here.
     async fn caught_up(&self, revision: Revision) {
-        if revision > Revision::default()
-            && tokio::time::timeout(CATCH_UP_FOR, (self.catch_up)(revision))
-                .await
-                .is_err()
-        {
-            tracing::warn!(%revision, "the catalog did not catch up in time");
-        }
+        wait_for(&self.catch_up, revision).await;
+    }
+
+    /// Waits until what was written to an event type counts here.
+    async fn types_caught_up(&self, revision: Revision) {
+        wait_for(&self.types_catch_up, revision).await;
+    }
+
+    /// Waits until what was written to an account counts here.
+    async fn accounts_caught_up(&self, revision: Revision) {
+        wait_for(&self.accounts_catch_up, revision).await;
+    }
+}
+
+async fn wait_for(catch_up: &CatchUp, revision: Revision) {
+    if revision > Revision::default() && tokio::time::timeout(CATCH_UP_FOR, catch_up(revision)).await.is_err() {
+        tracing::warn!(%revision, "the catalog did not catch up in time");
     }
 }
 

@@ -1,10 +1,10 @@
-//! Every webhook in memory, compiled for matching, fed by the store.
+//! Every webhook, every event type, and what accounts set for publishing, in memory, compiled for matching, fed by the store.
 //!
 //! Publishing reads it without a lock: accounts are spread over buckets, a bucket is a map of finished tables behind one atomic pointer, and a
 //! change replaces the table of its account and the map of its bucket. So a change costs the size of one account, however many webhooks there are.
 //! What one account's table shows is always some true past state.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -12,12 +12,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key;
+use postrider_common::model::account::UnknownEventTypes;
 use postrider_common::shard;
 use postrider_common::store::mirror::{self, Update};
 use postrider_common::store::{Change, Entry, Revision, SharedStore};
 use postrider_common::task::Group;
 use postrider_common::wire::stored;
 
+use super::types::{KnownType, Types};
 use super::view::{Subscriber, Table};
 
 /// How many buckets accounts are spread over: ten accounts each when there are ten thousand, and 16 KiB when there are none.
@@ -33,6 +35,11 @@ type Changed = (WebhookId, Option<Arc<Subscriber>>);
 pub(crate) struct Catalog {
     tables: Arc<Tables>,
     feed: mirror::Handle,
+    types: Arc<ArcSwap<Types>>,
+    types_feed: mirror::Handle,
+    /// Accounts that refuse events of unknown types: few, so the set is small however many accounts there are.
+    refusing: Arc<ArcSwap<HashSet<AccountId>>>,
+    accounts_feed: mirror::Handle,
 }
 
 impl Catalog {
@@ -41,8 +48,23 @@ impl Catalog {
         let tables = Arc::new(Tables::default());
         let applied = tables.clone();
         let apply = move |update| applied.apply(update, shards);
-        let feed = mirror::spawn(group, "catalog", store, key::webhooks(), false, apply);
-        Self { tables, feed }
+        let feed = mirror::spawn(group, "catalog", store.clone(), key::webhooks(), false, apply);
+        let types: Arc<ArcSwap<Types>> = Arc::default();
+        let applied = types.clone();
+        let apply = move |update| apply_types(&applied, update);
+        let types_feed = mirror::spawn(group, "event types", store.clone(), key::event_types(), false, apply);
+        let refusing: Arc<ArcSwap<HashSet<AccountId>>> = Arc::default();
+        let applied = refusing.clone();
+        let apply = move |update| apply_accounts(&applied, update);
+        let accounts_feed = mirror::spawn(group, "accounts", store, key::accounts(), false, apply);
+        Self {
+            tables,
+            feed,
+            types,
+            types_feed,
+            refusing,
+            accounts_feed,
+        }
     }
 
     /// The webhooks of an account, as they are now; empty for an account that has none.
@@ -51,19 +73,46 @@ impl Catalog {
         bucket.get(account).cloned().unwrap_or_default()
     }
 
-    /// Waits until everything up to `revision` is seen; false if the feed ended before. The caller sets the deadline.
+    /// The event types, as they are now.
+    pub(crate) fn types(&self) -> Arc<Types> {
+        self.types.load_full()
+    }
+
+    /// Waits until a change of event types is seen; false if the feed ended before. The caller sets the deadline.
+    pub(crate) async fn types_reached(&self, revision: Revision) -> bool {
+        self.types_feed.reached(revision).await
+    }
+
+    /// What the account does with events of types that the catalogue does not hold, as of now.
+    pub(crate) fn unknown_event_types(&self, account: &AccountId) -> UnknownEventTypes {
+        if self.refusing.load().contains(account) {
+            UnknownEventTypes::Refuse
+        } else {
+            UnknownEventTypes::Accept
+        }
+    }
+
+    /// Waits until a change of accounts is seen; false if the feed ended before. The caller sets the deadline.
+    pub(crate) async fn accounts_reached(&self, revision: Revision) -> bool {
+        self.accounts_feed.reached(revision).await
+    }
+
+    /// Waits until a change of webhooks is seen; false if the feed ended before. The caller sets the deadline.
     pub(crate) async fn reached(&self, revision: Revision) -> bool {
         self.feed.reached(revision).await
     }
 
-    /// Whether the first listing is in. Before that nothing may be matched: every event would seem to be wanted by nobody.
+    /// Whether the first listings are in. Before that nothing may be matched: every event would seem to be wanted by nobody.
     pub(crate) fn is_synced(&self) -> bool {
-        self.feed.revision().is_some()
+        let feeds = [&self.feed, &self.types_feed, &self.accounts_feed];
+        feeds.iter().all(|feed| feed.revision().is_some())
     }
 
-    /// Waits for the first listing. The caller sets the deadline.
+    /// Waits for the first listings. The caller sets the deadline.
     pub(crate) async fn synced(&self) {
         self.feed.synced().await;
+        self.types_feed.synced().await;
+        self.accounts_feed.synced().await;
     }
 }
 
@@ -144,6 +193,66 @@ impl Tables {
         }
         place.store(Arc::new(bucket));
     }
+}
+
+/// Only the feed's own task writes, so nothing can come between the load and the store.
+fn apply_types(types: &ArcSwap<Types>, update: Update) {
+    let put = |entry: Entry| {
+        let name = key::parse_event_type(&entry.key)?;
+        match stored::decode_event_type(name.clone(), entry.value) {
+            Ok(event_type) => {
+                let (known, flaw) = KnownType::new(&event_type);
+                if let Some(flaw) = flaw {
+                    tracing::error!(key = %entry.key, %flaw, "a stored schema does not compile: events are not checked against it");
+                }
+                Some((name, Some(Arc::new(known))))
+            }
+            Err(error) => {
+                tracing::error!(key = %entry.key, %error, "a stored event type cannot be read: it counts as unknown");
+                Some((name, None))
+            }
+        }
+    };
+    let changed = match update {
+        Update::Reset(entries, _) => Types::default().changed(entries.into_iter().filter_map(put)),
+        Update::Changes(changes) => {
+            types
+                .load()
+                .changed(changes.changes.into_iter().filter_map(|change| match change {
+                    Change::Put(entry) => put(entry),
+                    Change::Delete(key) => Some((key::parse_event_type(&key)?, None)),
+                }))
+        }
+    };
+    types.store(Arc::new(changed));
+}
+
+/// Only the feed's own task writes, so nothing can come between the load and the store.
+fn apply_accounts(refusing: &ArcSwap<HashSet<AccountId>>, update: Update) {
+    let refuses = |account: &AccountId, entry: &Entry| match stored::decode_account(
+        account.clone(),
+        entry.value.clone(),
+    ) {
+        Ok(account) => account.unknown_event_types == UnknownEventTypes::Refuse,
+        Err(error) => {
+            tracing::error!(key = %entry.key, %error, "a stored account cannot be read: it counts as one with the defaults");
+            false
+        }
+    };
+    let (mut set, entries) = match update {
+        Update::Reset(entries, _) => (HashSet::new(), entries.into_iter().map(Change::Put).collect()),
+        Update::Changes(changes) => (HashSet::clone(&refusing.load()), changes.changes),
+    };
+    for change in entries {
+        let Some(account) = key::parse_account(change.key()) else {
+            continue;
+        };
+        match change {
+            Change::Put(entry) if refuses(&account, &entry) => set.insert(account),
+            Change::Put(_) | Change::Delete(_) => set.remove(&account),
+        };
+    }
+    refusing.store(Arc::new(set));
 }
 
 /// A webhook that this release cannot read is left out: no event can be matched against what is not understood.

@@ -1,7 +1,8 @@
 //! The catalog: accounts, webhooks and event types.
 //!
-//! - `index`: every webhook in memory, for matching.
+//! - `index`: every webhook and every event type in memory, for matching.
 //! - `view`: one account's webhooks, compiled.
+//! - `types`: the event types, compiled; `schema`: what their events' bodies must be.
 //! - `edit`: the guarded writes that change the catalog, each one transaction.
 //! - `dedupe`: the leases on which the answers of requests with a request id live.
 //! - `etag`: names one state of a resource.
@@ -10,7 +11,10 @@ pub(crate) mod dedupe;
 pub(crate) mod edit;
 pub(crate) mod etag;
 mod index;
+pub(crate) mod schema;
+pub(crate) mod types;
 pub(crate) mod view;
 
 pub(crate) use index::Catalog;
+pub(crate) use types::Types;
 pub(crate) use view::{Subscriber, Table};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider_common::entropy::Entropy;
 use postrider_common::id::{AccountId, EventId, EventName, RequestId};
+use postrider_common::model::event_type::Category;
 use postrider_common::model::segment::Event;
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
@@ -48,7 +49,7 @@ pub(crate) struct Request {
 pub(crate) struct Admitted {
     /// Who publishes.
     pub(crate) account: AccountId,
-    /// What is published, in the request's order.
+    /// What is published, in the request's order; each not yet shared, and of no category before [`super::screen`].
     pub(crate) events: Vec<Arc<Event>>,
     /// The caller's id for the request, and a fingerprint of its events as they were given.
     pub(crate) request_id: Option<(RequestId, Fingerprint)>,
@@ -212,6 +213,7 @@ impl Check<'_> {
             data: data?,
             accept_time: self.now,
             traceparent: self.traceparent.clone(),
+            category: Category::default(),
         })
     }
 

@@ -174,6 +174,7 @@ pub(super) mod tests {
             data,
             accept_time: Timestamp::from_millis(1),
             traceparent: None,
+            category: postrider_common::model::event_type::Category::default(),
         })
     }
 

@@ -17,6 +17,7 @@ mod fanout;
 mod idempotency;
 mod json;
 mod queue;
+mod screen;
 mod usage;
 mod writer;
 
@@ -131,7 +132,11 @@ impl Publisher {
         if self.stop.is_cancelled() {
             return Err(Error::Stopping);
         }
-        let (admitted, fanout) = self.check(request)?;
+        let Checked {
+            admitted,
+            fanout,
+            strangers,
+        } = self.check(request)?;
         if self.fullness.is_full() {
             return Err(Error::StoreFull);
         }
@@ -140,6 +145,7 @@ impl Publisher {
             .request_id
             .map(|(id, fingerprint)| idempotency::dedupe(&admitted.account, &id, fingerprint, &answer));
         if fanout.parts.is_empty() && dedupe.is_none() {
+            Counters::count(&self.counters.unknown_type_events, strangers);
             self.counters.accepted(fanout.matched.into_iter());
             return Ok(Pending::ready(answer));
         }
@@ -148,7 +154,9 @@ impl Publisher {
             dedupe,
             answer,
         };
-        Ok(Pending(State::Waiting(self.queue.submit(work)?, self.counters.clone())))
+        let outcome = self.queue.submit(work)?;
+        Counters::count(&self.counters.unknown_type_events, strangers);
+        Ok(Pending(State::Waiting(outcome, self.counters.clone())))
     }
 
     /// Checks a request and says what would be accepted. Stores nothing.
@@ -156,9 +164,9 @@ impl Publisher {
     /// # Errors
     /// As [`Publisher::submit`], as far as the request is to blame.
     pub(crate) fn preview(&self, request: Request) -> Result<Published, Error> {
-        let (admitted, fanout) = self.check(request)?;
+        let checked = self.check(request)?;
         Ok(Published {
-            answer: answer(&admitted, &fanout),
+            answer: answer(&checked.admitted, &checked.fanout),
             duplicate: false,
         })
     }
@@ -173,15 +181,30 @@ impl Publisher {
         &self.counters
     }
 
-    fn check(&self, request: Request) -> Result<(Admitted, Fanout), Error> {
+    fn check(&self, request: Request) -> Result<Checked, Error> {
         if !self.catalog.is_synced() {
             return Err(Error::StoreAway("the webhooks have not been read yet".into()));
         }
-        let admitted = admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(Error::Invalid)?;
+        let mut admitted =
+            admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(Error::Invalid)?;
+        let unknown = self.catalog.unknown_event_types(&admitted.account);
+        let strangers = screen::screen(&mut admitted.events, &self.catalog.types(), unknown).map_err(Error::Invalid)?;
         let table = self.catalog.table(&admitted.account);
         let fanout = fanout::fan_out(&admitted.events, &table).map_err(|_| too_wide())?;
-        Ok((admitted, fanout))
+        Ok(Checked {
+            admitted,
+            fanout,
+            strangers,
+        })
     }
+}
+
+/// A request that can be accepted.
+struct Checked {
+    admitted: Admitted,
+    fanout: Fanout,
+    /// How many of its events are of types that the catalogue does not hold.
+    strangers: usize,
 }
 
 fn answer(admitted: &Admitted, fanout: &Fanout) -> Answer {

@@ -6,8 +6,12 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
+use postrider_common::entropy::Entropy as _;
 use postrider_common::entropy::SystemEntropy;
+use postrider_common::id::AccountId;
 use postrider_common::key::{self, Key};
+use postrider_common::model::account::{Account, UnknownEventTypes};
+use postrider_common::model::event_type::Category;
 use postrider_common::store::memory::{Fault, MemoryStore};
 use postrider_common::store::{Change, Op, Revision, Store, Write, list_all};
 use postrider_common::time::{Clock, Timestamp};
@@ -67,6 +71,20 @@ pub(crate) async fn put_webhook(store: &MemoryStore, id: &str, patterns: &[&str]
     let op = Op::put(
         key::webhook(&webhook.account, &webhook.id),
         stored::encode_webhook(&webhook),
+    );
+    let write = Write {
+        guards: Vec::new(),
+        ops: vec![op],
+    };
+    store.write(write).await.unwrap()
+}
+
+async fn put_event_type(store: &MemoryStore, name: &str, category: Category, schema: Option<&'static str>) -> Revision {
+    let mut event_type = screen::tests::event_type(name, category);
+    event_type.schema = schema.map(Into::into);
+    let op = Op::put(
+        key::event_type(&event_type.name),
+        stored::encode_event_type(&event_type),
     );
     let write = Write {
         guards: Vec::new(),
@@ -578,4 +596,52 @@ async fn a_new_webhook_gets_what_is_published_once_its_revision_is_reached() {
     assert!(bench.publisher.catalog.reached(revision).await);
     bench.publish(request(vec![event("e", "A", "1")], None)).await.unwrap();
     assert_eq!(seen(&bench.store).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_stored_with_the_category_that_its_type_has() {
+    let store = MemoryStore::default();
+    put_webhook(&store, "w", &["*"]).await;
+    put_event_type(&store, "SLOW", Category::NonRealTime, None).await;
+    let bench = Bench::new(&store, 1).await;
+    let events = vec![event("e1", "SLOW", "{}"), event("e2", "UNKNOWN", "{}")];
+    bench.publish(request(events, None)).await.unwrap();
+    let (entries, _) = list_all(&store, &Key::from_stored("queue/"), false).await.unwrap();
+    let segment = stored::unpack(entries[0].value.clone()).unwrap();
+    let categories: Vec<_> = segment.events.iter().map(|event| event.category).collect();
+    assert_eq!(categories, [Category::NonRealTime, Category::RealTime]);
+    bench.group.shut_down(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_unknown_types_are_counted_or_refused_as_the_account_says() {
+    let store = MemoryStore::default();
+    put_webhook(&store, "w", &["*"]).await;
+    put_event_type(&store, "KNOWN", Category::RealTime, None).await;
+    let bench = Bench::new(&store, 1).await;
+    let events = || vec![event("", "KNOWN", "{}"), event("", "NEW", "{}")];
+    bench.publish(request(events(), None)).await.unwrap();
+    let counted = || bench.publisher.counters().unknown_type_events.load(Ordering::Relaxed);
+    assert_eq!(counted(), 1);
+    let now = Timestamp::from_millis(1);
+    let mut account = Account::new(AccountId::new("a").unwrap(), SystemEntropy::seeded(1).uid(now), now);
+    account.unknown_event_types = UnknownEventTypes::Refuse;
+    let op = Op::put(key::account(&account.id), stored::encode_account(&account));
+    let write = Write {
+        guards: Vec::new(),
+        ops: vec![op],
+    };
+    let revision = store.write(write).await.unwrap();
+    assert!(bench.publisher.catalog.accounts_reached(revision).await);
+    let stored = keys(&store, "queue/").await;
+    assert!(matches!(
+        bench.publish(request(events(), None)).await,
+        Err(Error::Invalid(_))
+    ));
+    assert_eq!((counted(), keys(&store, "queue/").await), (1, stored));
+    bench
+        .publish(request(vec![event("", "KNOWN", "{}")], None))
+        .await
+        .unwrap();
+    bench.group.shut_down(Duration::from_secs(1)).await;
 }

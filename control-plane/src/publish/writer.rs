@@ -39,6 +39,8 @@ pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     /// Events in them, whether any webhook wanted them or not.
     pub(crate) events: AtomicU64,
+    /// Events of types that the catalogue did not hold, in requests that were taken in line.
+    pub(crate) unknown_type_events: AtomicU64,
     /// Deliveries that they caused.
     pub(crate) deliveries: AtomicU64,
     /// Transactions that were applied.

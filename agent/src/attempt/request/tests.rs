@@ -21,6 +21,7 @@ fn sent(id: &str, name: &str, timestamp: i64, info: &str, data: &[u8]) -> Sent {
         data: Bytes::copy_from_slice(data),
         accept_time: Timestamp::default(),
         traceparent: None,
+        category: postrider_common::model::event_type::Category::default(),
     };
     Sent {
         event: Arc::new(event),

@@ -85,6 +85,7 @@ pub(super) fn event(id: &str, accepted: Timestamp) -> Arc<Event> {
         data: format!("{{\"id\":\"{id}\"}}").into(),
         accept_time: accepted,
         traceparent: None,
+        category: postrider_common::model::event_type::Category::default(),
     })
 }
 

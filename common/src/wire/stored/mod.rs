@@ -14,7 +14,7 @@ use prost::Message as _;
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
-use crate::model::account::Account;
+use crate::model::account::{Account, UnknownEventTypes};
 use crate::model::event_type::{Category, EventType};
 use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
@@ -142,6 +142,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
         data: event.data.clone(),
         accept_time: event.accept_time.as_millis(),
         traceparent: text(&event.traceparent),
+        non_real_time: event.category == Category::NonRealTime,
     };
     let target = |target: Target| {
         let untouched = target
@@ -196,6 +197,7 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
             data: event.data,
             accept_time: Timestamp::from_millis(event.accept_time),
             traceparent: text(event.traceparent),
+            category: category(event.non_real_time),
         }));
     }
     let count = events.len();
@@ -205,6 +207,14 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
         .map(|target| target_from_pb(target, count))
         .collect::<Result<_, _>>()?;
     Ok(Segment { events, targets })
+}
+
+const fn category(non_real_time: bool) -> Category {
+    if non_real_time {
+        Category::NonRealTime
+    } else {
+        Category::RealTime
+    }
 }
 
 fn target_from_pb(target: pb::Target, events: usize) -> Result<Target, Unreadable> {
@@ -245,6 +255,7 @@ pub fn encode_account(account: &Account) -> Bytes {
         display_name: account.display_name.clone(),
         max_webhooks: account.max_webhooks.unwrap_or(0),
         max_backlog_bytes: account.max_backlog_bytes.unwrap_or(0),
+        refuse_unknown_event_types: account.unknown_event_types == UnknownEventTypes::Refuse,
         labels: account.labels.clone(),
         create_time: account.create_time.as_millis(),
         update_time: account.update_time.as_millis(),
@@ -265,6 +276,11 @@ pub fn decode_account(id: AccountId, bytes: Bytes) -> Result<Account, Unreadable
         display_name: account.display_name,
         max_webhooks: (account.max_webhooks != 0).then_some(account.max_webhooks),
         max_backlog_bytes: (account.max_backlog_bytes != 0).then_some(account.max_backlog_bytes),
+        unknown_event_types: if account.refuse_unknown_event_types {
+            UnknownEventTypes::Refuse
+        } else {
+            UnknownEventTypes::Accept
+        },
         labels: account.labels,
         create_time: Timestamp::from_millis(account.create_time),
         update_time: Timestamp::from_millis(account.update_time),
@@ -302,11 +318,7 @@ pub fn decode_event_type(name: EventName, bytes: Bytes) -> Result<EventType, Unr
         generation: stored.generation,
         display_name: stored.display_name,
         description: stored.description,
-        category: if stored.non_real_time {
-            Category::NonRealTime
-        } else {
-            Category::RealTime
-        },
+        category: category(stored.non_real_time),
         schema: present(stored.schema),
         example: present(stored.example),
         deprecated: stored.deprecated,

@@ -52,6 +52,7 @@ async fn serve() -> Server {
     let entropy: SharedEntropy = Arc::new(SystemEntropy::seeded(1));
     let waited: Arc<Mutex<Vec<Revision>>> = Arc::default();
     let waits = Arc::clone(&waited);
+    let (type_waits, account_waits) = (Arc::clone(&waited), Arc::clone(&waited));
     let cell = Cell {
         uid: Uid::new("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8c").unwrap(),
         shard_count: NonZeroU16::new(64).unwrap(),
@@ -75,6 +76,14 @@ async fn serve() -> Server {
         }),
         catch_up: Arc::new(move |revision| {
             waits.lock().unwrap().push(revision);
+            Box::pin(std::future::ready(()))
+        }),
+        accounts_catch_up: Arc::new(move |revision| {
+            account_waits.lock().unwrap().push(revision);
+            Box::pin(std::future::ready(()))
+        }),
+        types_catch_up: Arc::new(move |revision| {
+            type_waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))
         }),
     };

@@ -404,6 +404,7 @@ async fn accounts_and_event_types_check_their_fields() {
         display_name: "x".repeat(257),
         max_webhooks: 10_001,
         max_backlog_bytes: -1,
+        unknown_event_types: 7,
         labels: [("A".to_owned(), String::new())].into(),
         etag: "x".into(),
         ..v1::Account::default()
@@ -419,6 +420,7 @@ async fn accounts_and_event_types_check_their_fields() {
         ("account.labels", "MALFORMED"),
         ("account.max_webhooks", "OUT_OF_RANGE"),
         ("account.max_backlog_bytes", "OUT_OF_RANGE"),
+        ("account.unknown_event_types", "UNKNOWN_VALUE"),
     ];
     let expected = expected.map(|(field, reason)| (field.to_owned(), reason.to_owned()));
     assert_eq!(mistakes(&status), expected);
@@ -496,4 +498,53 @@ async fn a_page_of_large_resources_ends_before_it_is_too_large_for_a_client() {
     }
     let expected: Vec<String> = (0..10).map(|number| format!("eventTypes/E{number}")).collect();
     assert_eq!(names, expected);
+}
+
+#[tokio::test]
+async fn a_schema_that_does_not_compile_is_refused_with_its_place_on_create_and_on_update() {
+    let mut server = serve().await;
+    let schema = |text: &str| json::to_struct(text.as_bytes());
+    let create = |schema| v1::CreateEventTypeRequest {
+        event_type_id: "STRICT".into(),
+        event_type: Some(v1::EventType {
+            schema,
+            ..v1::EventType::default()
+        }),
+        ..v1::CreateEventTypeRequest::default()
+    };
+    let bad = [
+        (
+            r#"{"properties": {"a": {"type": "strin"}}}"#,
+            r#"at "/properties/a/type":"#,
+        ),
+        (
+            r#"{"items": {"$ref": "https://example.com/a"}}"#,
+            r#"at "/items/$ref":"#,
+        ),
+    ];
+    let expected = [("event_type.schema".to_owned(), "INVALID_SCHEMA".to_owned())];
+    for (text, place) in bad {
+        let status = server
+            .event_types
+            .create_event_type(create(schema(text)))
+            .await
+            .unwrap_err();
+        assert_eq!(mistakes(&status), expected);
+        assert!(status.message().contains(place), "{status:?}");
+    }
+    let good = create(schema(r#"{"type": "object"}"#));
+    let created = server.event_types.create_event_type(good).await.unwrap().into_inner();
+    for (text, place) in bad {
+        let request = v1::UpdateEventTypeRequest {
+            event_type: Some(v1::EventType {
+                name: created.name.clone(),
+                schema: schema(text),
+                ..v1::EventType::default()
+            }),
+            ..v1::UpdateEventTypeRequest::default()
+        };
+        let status = server.event_types.update_event_type(request).await.unwrap_err();
+        assert_eq!(mistakes(&status), expected);
+        assert!(status.message().contains(place), "{status:?}");
+    }
 }

@@ -193,12 +193,14 @@ async fn the_sixth_webhook_is_over_quota_until_the_account_may_have_more() {
         account: Some(v1::Account {
             name: "accounts/1010".into(),
             max_webhooks: 6,
+            unknown_event_types: v1::account::UnknownEventTypes::Refuse.into(),
             ..v1::Account::default()
         }),
         ..v1::UpdateAccountRequest::default()
     };
     let account = server.accounts.update_account(request).await.unwrap().into_inner();
     assert_eq!((account.max_webhooks, account.max_backlog_bytes), (6, 1 << 30));
+    assert_eq!(account.unknown_event_types(), v1::account::UnknownEventTypes::Refuse);
     server.create("", valid()).await;
     let count = list_all(&server.store, &key::webhooks(), true).await.unwrap().0.len();
     assert_eq!(count, 6);

@@ -175,6 +175,20 @@ pub struct Parked {
     pub number: u64,
     /// How many deliveries it holds, so that an index needs no values.
     pub count: u32,
+    /// What they wait for.
+    pub kind: ParkedKind,
+}
+
+/// What the deliveries of a parked segment wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum ParkedKind {
+    /// Their due time.
+    #[default]
+    Single,
+    /// To be made up into batches at their due time. They take so many bytes.
+    Gathering(u32),
+    /// The due time of the batch that they make up.
+    Batch,
 }
 
 /// One parked segment.
@@ -208,8 +222,13 @@ pub fn parse_dead(key: &Key) -> Option<Parked> {
 }
 
 fn placed(at: &Parked) -> String {
+    let kind = match at.kind {
+        ParkedKind::Single => String::new(),
+        ParkedKind::Gathering(bytes) => format!("-g{bytes:x}"),
+        ParkedKind::Batch => "-b".to_owned(),
+    };
     format!(
-        "{:04}/{}/{}/due-{:015}-{:x}-{:x}-{}",
+        "{:04}/{}/{}/due-{:015}-{:x}-{:x}-{}{kind}",
         at.shard.0,
         at.account,
         at.webhook,
@@ -225,10 +244,16 @@ fn parse_placed(text: &str) -> Option<Parked> {
     let (shard, account, webhook, last) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let mut fields = last.strip_prefix("due-")?.split('-');
     let (due, epoch, number, count) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let kind = match fields.next() {
+        None => ParkedKind::Single,
+        Some("b") => ParkedKind::Batch,
+        Some(other) => ParkedKind::Gathering(u32::from_str_radix(other.strip_prefix('g')?, 16).ok()?),
+    };
     if parts.next().is_some() || fields.next().is_some() {
         return None;
     }
     Some(Parked {
+        kind,
         shard: ShardId(shard.parse().ok()?),
         account: AccountId::new(account).ok()?,
         webhook: WebhookId::new(webhook).ok()?,
@@ -298,11 +323,12 @@ mod tests {
         #[test]
         fn a_parked_key_says_what_it_was_built_from(
             shard in 0_u16..1024, account in "[a-z0-9][a-z0-9-]{0,62}", webhook in "[a-z0-9][a-z0-9-]{0,62}",
-            due in 0_i64..253_402_300_799_999, epoch: u64, number: u64, count: u32,
+            due in 0_i64..253_402_300_799_999, epoch: u64, number: u64, count: u32, kind in 0_u8..3, bytes: u32,
         ) {
             let parked = Parked {
                 shard: ShardId(shard), account: AccountId::new(&account).unwrap(), webhook: WebhookId::new(&webhook).unwrap(),
                 due: Timestamp::from_millis(due), epoch, number, count,
+                kind: match kind { 0 => ParkedKind::Single, 1 => ParkedKind::Gathering(bytes), _ => ParkedKind::Batch },
             };
             prop_assert_eq!(parse_parked(&parked_segment(&parked)), Some(parked.clone()));
             prop_assert!(parked_segment(&parked).as_str().starts_with(super::parked(parked.shard).as_str()));
@@ -313,7 +339,7 @@ mod tests {
         fn parked_keys_of_a_webhook_sort_by_due_time(first in 0_i64..253_402_300_799_999, second in 0_i64..253_402_300_799_999) {
             let at = |due| parked_segment(&Parked {
                 shard: ShardId(7), account: AccountId::new("a").unwrap(), webhook: WebhookId::new("w").unwrap(),
-                due: Timestamp::from_millis(due), epoch: 1, number: 1, count: 1,
+                due: Timestamp::from_millis(due), epoch: 1, number: 1, count: 1, kind: ParkedKind::Single,
             });
             prop_assert_eq!(at(first).as_str() < at(second).as_str(), first < second);
         }

@@ -11,6 +11,7 @@ pub mod metric;
 pub mod model;
 pub mod net;
 pub mod retry;
+pub mod schedule;
 pub mod secret;
 pub mod shard;
 pub mod shutdown;

@@ -76,6 +76,8 @@ pub struct Answer {
     pub delay: Duration,
     /// Extra headers.
     pub headers: Vec<(&'static str, String)>,
+    /// Its body.
+    pub body: String,
 }
 
 impl Answer {
@@ -85,6 +87,7 @@ impl Answer {
             status,
             delay: Duration::ZERO,
             headers: Vec::new(),
+            body: String::new(),
         }
     }
 
@@ -92,6 +95,13 @@ impl Answer {
     #[must_use]
     pub const fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// The same answer with a body.
+    #[must_use]
+    pub fn saying(mut self, body: &str) -> Self {
+        body.clone_into(&mut self.body);
         self
     }
 
@@ -303,7 +313,8 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Full<
     for (name, value) in answer.headers {
         response = response.header(name, value);
     }
-    response.body(Full::default()).expect("scripted headers are valid")
+    let body = Full::from(answer.body);
+    response.body(body).expect("scripted headers are valid")
 }
 
 /// Checks a request's proof by other code than ours.

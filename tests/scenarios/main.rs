@@ -11,6 +11,7 @@
 )]
 
 mod auth_kinds;
+mod batches;
 mod crash;
 mod deliver;
 mod handover;

@@ -9,6 +9,7 @@ pub mod retry_after;
 pub mod sender;
 pub mod verdict;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,13 @@ pub enum Outcome {
         /// The HTTP status.
         status: u16,
     },
+    /// The receiver took some of several events.
+    Partial {
+        /// The HTTP status, a 2xx.
+        status: u16,
+        /// Ids of the events that it did not take; at least one of the attempt's.
+        failed: BTreeSet<String>,
+    },
     /// The receiver did not take it.
     Failed {
         /// Why.
@@ -74,6 +82,8 @@ pub enum Reason {
     Gone,
     /// 429, or 503 with `Retry-After`: the receiver wants to be left alone for a while.
     Throttled,
+    /// The receiver took some events of the request, not this one.
+    Partial,
     /// No complete answer within the timeout.
     Timeout,
     /// The name does not resolve.
@@ -100,6 +110,7 @@ impl Reason {
             Self::Redirect => "REDIRECT",
             Self::Gone => "GONE",
             Self::Throttled => "THROTTLED",
+            Self::Partial => "PARTIAL",
             Self::Timeout => "TIMEOUT",
             Self::NameNotFound => "NAME_NOT_FOUND",
             Self::BlockedAddress => "BLOCKED_ADDRESS",

@@ -17,6 +17,9 @@ use crate::transport::{Failure, Limits, Transport};
 /// The status by which a receiver refuses an access token (RFC 6750, section 3.1).
 const UNAUTHORIZED: u16 = 401;
 
+/// The most that is read of an answer that may say which events were not taken, in bytes: a thousand ids of the longest kind.
+const PARTIAL_BYTES: usize = 192 << 10;
+
 /// What a sender is made of.
 pub struct Deps {
     /// Dials vetted addresses.
@@ -70,7 +73,8 @@ impl HttpSender {
             .map_err(Outcome::from)?;
         let _permit = self.transport.admit(&prepared.target).await?;
 
-        let deadline = Instant::now() + webhook.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let timeout = verdict::timeout(webhook.timeout.unwrap_or(DEFAULT_TIMEOUT), attempt.events.len());
+        let deadline = Instant::now() + timeout;
         let token = prepared.credentials.token(&self.transport, deadline).await?;
         // Only now: a request that had to wait for its turn or its token is not older than it says.
         let now = self.clock.now();
@@ -85,14 +89,26 @@ impl HttpSender {
             .apply(&mut headers, &attempt.id, now, &body, token.as_deref())
             .map_err(|error| Outcome::NotMade { why: error.to_string() })?;
 
-        let answer = self.transport.post(&prepared.target, headers, body, deadline).await?;
+        // Of several events the receiver may take some only, and say so in the body.
+        let keep = if attempt.events.len() > 1 { PARTIAL_BYTES } else { 0 };
+        let (answer, said) = self
+            .transport
+            .post_keeping(&prepared.target, headers, body, keep, deadline)
+            .await?;
         if let Some(token) = token.filter(|_| answer.status == UNAUTHORIZED) {
             prepared.credentials.refused(&token);
         }
         let wait = answer
             .retry_after
             .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
-        Ok(verdict::verdict(answer.status, wait))
+        let outcome = verdict::verdict(answer.status, wait);
+        if let Outcome::Delivered { status } = outcome {
+            let failed = verdict::not_taken(&said, attempt.events.iter().map(|sent| sent.event.id.as_str()));
+            if !failed.is_empty() {
+                return Ok(Outcome::Partial { status, failed });
+            }
+        }
+        Ok(outcome)
     }
 }
 

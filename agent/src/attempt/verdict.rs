@@ -1,5 +1,6 @@
 //! What a receiver's answer means. Pure.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Outcome, Reason};
@@ -25,6 +26,27 @@ pub fn verdict(status: u16, retry_after: Option<Duration>) -> Outcome {
     }
 }
 
+/// The events of a request that the receiver did not take, if it took it in part: the ids in the member `failed` of the answer's body, a JSON object, that
+/// are among `sent`. A body of any other form says nothing: everything was taken.
+pub fn not_taken<'a>(body: &[u8], sent: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        failed: BTreeSet<String>,
+    }
+    let Ok(answer) = serde_json::from_slice::<Answer>(body) else {
+        return BTreeSet::new();
+    };
+    sent.filter(|id| answer.failed.contains(*id))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// How long a request with several events may take: a hundred more take as long again as one, up to four times as long.
+pub fn timeout(one: Duration, events: usize) -> Duration {
+    let more = u32::try_from(events.saturating_sub(1)).unwrap_or(u32::MAX);
+    one + one.saturating_mul(more.min(300)) / 100
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -34,7 +56,7 @@ mod tests {
     fn reason(status: u16, retry_after: Option<Duration>) -> Option<Reason> {
         match verdict(status, retry_after) {
             Outcome::Failed { reason, .. } => Some(reason),
-            Outcome::Delivered { .. } => None,
+            Outcome::Delivered { .. } | Outcome::Partial { .. } => None,
             Outcome::NotMade { why } => panic!("{why}"),
         }
     }
@@ -50,8 +72,28 @@ mod tests {
                     prop_assert_eq!(kept, Some(status));
                     prop_assert!(retry_after.is_none() || (reason == Reason::Throttled && retry_after == wait));
                 }
-                Outcome::NotMade { why } => prop_assert!(false, "{}", why),
+                other @ (Outcome::Partial { .. } | Outcome::NotMade { .. }) => prop_assert!(false, "{:?}", other),
             }
+        }
+
+        #[test]
+        fn only_events_that_were_sent_can_be_left(body: Vec<u8>, failed in proptest::collection::vec("[a-c]{1,2}", 0..6)) {
+            let sent = ["a", "b", "ab"];
+            prop_assert!(not_taken(&body, sent.into_iter()).is_empty());
+            let body = serde_json::to_vec(&serde_json::json!({ "failed": failed, "more": 1 })).unwrap();
+            let left = not_taken(&body, sent.into_iter());
+            for id in sent {
+                prop_assert_eq!(left.contains(id), failed.iter().any(|failed| failed == id));
+            }
+            prop_assert!(left.len() <= sent.len());
+        }
+
+        #[test]
+        fn more_events_have_more_time_but_never_more_than_four_times_as_much(events in 1_usize..5_000, millis in 1_000_u64..60_000) {
+            let one = Duration::from_millis(millis);
+            prop_assert_eq!(timeout(one, 1), one);
+            prop_assert!(timeout(one, events) >= one && timeout(one, events) <= one * 4);
+            prop_assert!(timeout(one, events + 1) >= timeout(one, events));
         }
     }
 

@@ -18,6 +18,15 @@ impl Bits {
         }
     }
 
+    /// The same with all over.
+    pub fn full(&self) -> Self {
+        let mut full = Self::new(self.total);
+        for index in 0..self.total {
+            full.set(index);
+        }
+        full
+    }
+
     /// As they were stored. Missing bits are 0, bits beyond `total` are ignored.
     pub fn read(stored: &[u8], total: u32) -> Self {
         let mut bits = Self::new(total);

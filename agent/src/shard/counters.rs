@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use crate::attempt::Reason;
 
 /// Every reason for which an attempt can fail, in the order in which they are counted.
-pub const REASONS: [Reason; 12] = [
+pub const REASONS: [Reason; 13] = [
     Reason::Status,
     Reason::Redirect,
     Reason::Gone,
@@ -19,6 +19,7 @@ pub const REASONS: [Reason; 12] = [
     Reason::Disconnected,
     Reason::Protocol,
     Reason::Token,
+    Reason::Partial,
 ];
 
 /// What happened in one worker since it was last added to the [`Counters`].

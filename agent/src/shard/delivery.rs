@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider_common::id::{AccountId, Uid, WebhookId};
-use postrider_common::key::{Key, Parked};
+use postrider_common::key::{self, Key, Parked};
 use postrider_common::model::segment::{self, DeliveryState, Event, Segment};
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
@@ -56,6 +56,8 @@ pub struct Delivery {
     pub state: DeliveryState,
     /// Its share of the memory that its event takes.
     pub bytes: usize,
+    /// The batch that it belongs to. All deliveries of a batch are of one source, and go in one request.
+    pub batch: Option<Arc<str>>,
 }
 
 /// What is known about a webhook.
@@ -102,7 +104,17 @@ impl Source {
     ///
     /// Bodies are copied out of the segment: a slice would keep the whole unpacked segment in memory for as long as its slowest delivery lasts, and
     /// a copy of a kilobyte costs less than a thousandth of an attempt.
-    pub fn new(shard: ShardId, id: SourceId, key: Key, place: Place, segment: Segment, done: &[u8]) -> Self {
+    ///
+    /// `epoch` is that of the tenure: what an earlier owner may have sent alone stays alone.
+    pub fn new(
+        shard: ShardId,
+        epoch: Revision,
+        id: SourceId,
+        key: Key,
+        place: Place,
+        segment: Segment,
+        done: &[u8],
+    ) -> Self {
         let total = u32::try_from(segment.delivery_count()).unwrap_or(u32::MAX);
         let done = Bits::read(done, total);
         let mut sharers = vec![0_usize; segment.events.len()];
@@ -111,6 +123,11 @@ impl Source {
                 *count += 1;
             }
         }
+        let batch = segment.batch;
+        let ours = match place {
+            Place::Queue(revision) => revision > epoch,
+            Place::Parked => key::parse_parked(&key).is_some_and(|parked| i64::try_from(parked.epoch) == Ok(epoch.0)),
+        };
         let mut events = segment.events;
         for (index, event) in events.iter_mut().enumerate() {
             let event = Arc::make_mut(event);
@@ -155,8 +172,12 @@ impl Source {
                     index: number,
                     origin: origin.clone(),
                     event: event.clone(),
-                    state: delivery.state,
+                    state: segment::DeliveryState {
+                        alone: delivery.state.alone || !ours,
+                        ..delivery.state
+                    },
                     bytes,
+                    batch: batch.clone(),
                 });
             }
             if !deliveries.is_empty() {
@@ -193,6 +214,13 @@ pub enum Record {
     },
     /// A delivery goes into another stored segment.
     Moved(Box<Moved>),
+    /// Deliveries become a batch, or one that was tried waits for its next attempt: together, in one transaction.
+    Batch(Box<Batch>),
+    /// Every delivery of a source is over: together, in one transaction.
+    Finished {
+        /// The source.
+        source: SourceId,
+    },
     /// A parked segment whose webhook does not exist any more.
     Discard(Key),
 }
@@ -206,11 +234,24 @@ pub struct Moved {
     pub delivery: Delivery,
 }
 
+/// Deliveries that go in one request, always the same and under the same id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Its id.
+    pub id: Arc<str>,
+    /// The deliveries, with the state in which they are to be stored; never empty, all due at the same time.
+    pub deliveries: Vec<Delivery>,
+    /// Deliveries of the batch that this one is the rest of, which the receiver has taken.
+    pub over: Vec<(SourceId, u32)>,
+}
+
 /// Where a delivery moves to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Destination {
     /// It waits for its due time.
     Parked,
+    /// It waits to be made up into a batch with others.
+    Gathering,
     /// It ended without having been delivered.
     Dead,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use postrider_common::key::{self, Key, Parked};
 use postrider_common::shard::ShardId;
-use postrider_common::store::{ReadError, SharedStore, list_all};
+use postrider_common::store::{ReadError, Revision, SharedStore, list_all};
 use postrider_common::task;
 use postrider_common::wire::stored;
 use tokio::sync::Notify;
@@ -140,10 +140,11 @@ pub enum Got {
 }
 
 /// Takes a stored value apart.
-pub fn open(shard: ShardId, wanted: &Wanted, value: Bytes) -> Option<Source> {
+pub fn open(shard: ShardId, epoch: Revision, wanted: &Wanted, value: Bytes) -> Option<Source> {
     match stored::unpack(value) {
         Ok(segment) => Some(Source::new(
             shard,
+            epoch,
             wanted.id,
             wanted.key.clone(),
             wanted.place,
@@ -182,7 +183,12 @@ pub async fn resolve(catalog: &Catalog, source: &Source) -> Vec<Known> {
 }
 
 /// Reads segments, until the store answers. At most `store::MAX_OPS`.
-pub async fn read(store: SharedStore, catalog: Catalog, shard: ShardId, wanted: Vec<Wanted>) -> Vec<Got> {
+pub async fn read(
+    store: SharedStore,
+    catalog: Catalog,
+    (shard, epoch): (ShardId, Revision),
+    wanted: Vec<Wanted>,
+) -> Vec<Got> {
     let keys: Vec<Key> = wanted.iter().map(|wanted| wanted.key.clone()).collect();
     let mut pause = FIRST_PAUSE;
     let entries = loop {
@@ -197,7 +203,7 @@ pub async fn read(store: SharedStore, catalog: Catalog, shard: ShardId, wanted: 
     for (wanted, entry) in wanted.into_iter().zip(entries) {
         got.push(match entry {
             None => Got::Missing(wanted.key),
-            Some(entry) => match open(shard, &wanted, entry.value) {
+            Some(entry) => match open(shard, epoch, &wanted, entry.value) {
                 None => Got::Unreadable(wanted.key),
                 Some(source) => {
                     let known = resolve(&catalog, &source).await;

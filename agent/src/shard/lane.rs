@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
-use postrider_common::key::Parked;
+use postrider_common::key::{Parked, ParkedKind};
 use postrider_common::model::webhook::{DEFAULT_MAX_IN_FLIGHT, Webhook};
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
 use super::delivery::{Delivery, Known, SourceId};
+use super::gathering::{BATCH_SOURCES, Gathering};
 
 /// Deliveries that a lane keeps ready in memory: a burst of two full publish transactions flows through without being parked.
 pub const LANE_LIMIT: usize = 1024;
@@ -51,10 +52,13 @@ pub enum Config {
 /// A parked segment, as the index keeps it: account, webhook and shard are the lane's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    due: Timestamp,
+    /// As in its key.
+    pub due: Timestamp,
     epoch: u64,
     number: u64,
-    count: u32,
+    /// Deliveries.
+    pub count: u32,
+    kind: ParkedKind,
 }
 
 /// One lane.
@@ -80,6 +84,10 @@ pub struct Lane {
     pub alarm: Option<Timestamp>,
     /// Deliveries that are being read.
     pub reserved: usize,
+    /// What waits to be made up into batches.
+    pub gathering: Gathering,
+    /// For events accepted from the first moment until before the second, batches go at the second.
+    next_run: Option<(Timestamp, Timestamp)>,
     ready: VecDeque<Delivery>,
     /// Runs of the same source among the ready.
     runs: usize,
@@ -89,7 +97,7 @@ pub struct Lane {
 
 impl Lane {
     /// An empty lane.
-    pub const fn new(account: AccountId, webhook: WebhookId) -> Self {
+    pub fn new(account: AccountId, webhook: WebhookId) -> Self {
         Self {
             account,
             webhook,
@@ -101,6 +109,8 @@ impl Lane {
             queued: false,
             alarm: None,
             reserved: 0,
+            gathering: Gathering::default(),
+            next_run: None,
             ready: VecDeque::new(),
             runs: 0,
             waiting: BTreeMap::new(),
@@ -118,6 +128,10 @@ impl Lane {
             Known::Found(webhook, at)
                 if *at > revision || matches!(self.config, Config::Unknown | Config::Unreadable) =>
             {
+                if !matches!(&self.config, Config::Known(before, _) if before.batching == webhook.batching) {
+                    self.next_run = None;
+                    self.gathering.reschedule();
+                }
                 self.config = Config::Known(webhook.clone(), *at);
             }
             Known::Absent(at) if *at >= revision => self.config = Config::Gone(*at),
@@ -183,7 +197,9 @@ impl Lane {
     }
 
     /// Puts one back whose attempt was not made.
-    pub fn put_back(&mut self, delivery: Delivery) {
+    pub fn put_back(&mut self, mut delivery: Delivery) {
+        // The request may have been under way when it was given up.
+        delivery.state.alone = true;
         if self.ready.front().is_none_or(|first| first.source != delivery.source) {
             self.runs += 1;
         }
@@ -228,10 +244,55 @@ impl Lane {
         }
     }
 
+    /// When an event that was accepted at `accepted` goes in a batch of `webhook`, which is the lane's.
+    pub fn gather_due(&mut self, webhook: &Webhook, accepted: Timestamp) -> Timestamp {
+        if webhook.batching.schedule.is_none() {
+            return webhook.batching.due(accepted);
+        }
+        match self.next_run {
+            Some((from, next)) if from <= accepted && accepted < next => next,
+            Some(_) | None => {
+                let next = webhook.batching.due(accepted);
+                self.next_run = Some((accepted, next));
+                next
+            }
+        }
+    }
+
+    /// Adds one that was read to be made up into a batch; gives it back if it is not yet due after all.
+    pub fn gather(&mut self, delivery: Delivery, due: Timestamp, now: Timestamp) -> Option<Delivery> {
+        let bytes = delivery.bytes;
+        let back = self.gathering.load(delivery, due, now);
+        if back.is_none() {
+            self.bytes += bytes;
+        }
+        back
+    }
+
+    /// The ready ones, in order.
+    pub fn ready(&self) -> impl Iterator<Item = &Delivery> {
+        self.ready.iter()
+    }
+
+    /// Takes the next request's: one, or all of a batch. Their bytes still count.
+    pub fn pop_request(&mut self) -> Vec<Delivery> {
+        let mut request = Vec::new();
+        while let Some(next) = self.ready.front() {
+            let together =
+                |last: &Delivery| last.batch.is_some() && last.batch == next.batch && last.source == next.source;
+            if !request.last().is_none_or(together) {
+                break;
+            }
+            request.extend(self.pop_ready());
+        }
+        request
+    }
+
     /// Takes everything that is in memory and not under way.
     pub fn drain(&mut self) -> Vec<Delivery> {
         let mut all: Vec<Delivery> = self.ready.drain(..).collect();
         all.extend(std::mem::take(&mut self.waiting).into_values());
+        all.extend(self.gathering.drain_loaded());
         self.runs = 0;
         let bytes = all.iter().map(|delivery| delivery.bytes).sum();
         self.forget(bytes);
@@ -240,17 +301,29 @@ impl Lane {
 
     /// Adds a parked segment to the index.
     pub fn park(&mut self, parked: &Parked) {
-        self.parked.insert(Entry {
+        let entry = Entry {
             due: parked.due,
             epoch: parked.epoch,
             number: parked.number,
             count: parked.count,
-        });
+            kind: parked.kind,
+        };
+        match parked.kind {
+            ParkedKind::Gathering(bytes) => {
+                let batching = match &self.config {
+                    Config::Known(webhook, _) => Some(&webhook.batching),
+                    Config::Unknown | Config::Unreadable | Config::Gone(_) => None,
+                };
+                self.gathering.park(entry, bytes, batching);
+            }
+            ParkedKind::Single | ParkedKind::Batch => drop(self.parked.insert(entry)),
+        }
     }
 
     /// Takes the index.
     pub fn drain_parked(&mut self, shard: ShardId) -> Vec<Parked> {
-        let entries = std::mem::take(&mut self.parked);
+        let mut entries = std::mem::take(&mut self.parked);
+        entries.append(&mut self.gathering.drain_index());
         entries.into_iter().map(|entry| self.parked_at(shard, entry)).collect()
     }
 
@@ -273,7 +346,28 @@ impl Lane {
             self.reserved += count;
             segments.push(self.parked_at(shard, first));
         }
+        if segments.is_empty() && self.active().is_some() {
+            self.next_gathered(shard, now, allowance, &mut segments);
+        }
         segments
+    }
+
+    /// Takes segments of which batches are to be made now. If nothing at all was read yet, at least one: batches are made of what there is.
+    fn next_gathered(&mut self, shard: ShardId, now: Timestamp, allowance: usize, segments: &mut Vec<Parked>) {
+        while let Some(first) = self.gathering.next(now) {
+            let count = first.count.max(1) as usize;
+            let read = self.gathering.loaded_len() + self.reserved;
+            let room = read == 0 || read + count <= allowance.min(LANE_LIMIT) && self.has_bytes(allowance);
+            if !room || segments.len() >= BATCH_SOURCES {
+                break;
+            }
+            let ParkedKind::Gathering(bytes) = first.kind else {
+                break;
+            };
+            self.gathering.take(first, bytes);
+            self.reserved += count;
+            segments.push(self.parked_at(shard, first));
+        }
     }
 
     fn parked_at(&self, shard: ShardId, entry: Entry) -> Parked {
@@ -285,6 +379,7 @@ impl Lane {
             epoch: entry.epoch,
             number: entry.number,
             count: entry.count,
+            kind: entry.kind,
         }
     }
 
@@ -292,10 +387,12 @@ impl Lane {
     pub fn next_alarm(&self, now: Timestamp) -> Option<Timestamp> {
         let waiting = self.waiting.first_key_value().map(|(key, _)| key.0);
         let parked = self.parked.first().map(|entry| entry.due);
+        let parked = [parked, self.gathering.next_due()].into_iter().flatten().min();
         let parked = parked.filter(|_| self.reserved == 0 && !self.is_held());
         // What is due already waits for room or for the end of a pause, not for time.
         let later = |at: &Timestamp| *at > now;
-        let pause = Some(self.paused_until).filter(|_| !self.ready.is_empty() || !self.parked.is_empty());
+        let pause = Some(self.paused_until)
+            .filter(|_| !self.ready.is_empty() || !self.parked.is_empty() || !self.gathering.is_empty());
         [waiting.filter(later), parked.filter(later), pause.filter(later)]
             .into_iter()
             .flatten()
@@ -314,7 +411,7 @@ impl Lane {
 
     /// Parked segments in the index.
     pub fn parked_len(&self) -> usize {
-        self.parked.len()
+        self.parked.len() + self.gathering.parked_len()
     }
 
     /// Nothing is left of it.
@@ -322,6 +419,7 @@ impl Lane {
         self.ready.is_empty()
             && self.waiting.is_empty()
             && self.parked.is_empty()
+            && self.gathering.is_empty()
             && self.in_flight == 0
             && self.moving == 0
             && self.reserved == 0

@@ -23,6 +23,7 @@ pub mod budget;
 pub mod counters;
 pub mod delivery;
 pub mod feed;
+pub mod gathering;
 pub mod lane;
 pub mod ledger;
 pub mod queue;

@@ -26,13 +26,14 @@ pub(super) enum Drained {
     Cut,
 }
 
-/// Reads and drops a body, until `deadline` at most.
-pub(super) async fn drain(body: Incoming, deadline: Instant) -> Drained {
+/// Reads a body, until `deadline` at most, and keeps it if it came whole and has at most `keep` bytes.
+pub(super) async fn drain(body: Incoming, keep: usize, deadline: Instant) -> (Drained, Bytes) {
     if body.is_end_stream() {
-        return Drained::Whole;
+        return (Drained::Whole, Bytes::new());
     }
     let deadline = deadline.min(Instant::now() + BODY_PATIENCE);
-    timeout_at(deadline, read(body)).await.unwrap_or(Drained::Cut)
+    let cut = (Drained::Cut, Bytes::new());
+    timeout_at(deadline, read(body, keep)).await.unwrap_or(cut)
 }
 
 /// Reads a whole body of at most `most` bytes.
@@ -50,16 +51,26 @@ pub(super) async fn collect(body: Incoming, most: usize) -> Result<Bytes, Failur
     Ok(collected.freeze())
 }
 
-async fn read(body: Incoming) -> Drained {
+async fn read(body: Incoming, keep: usize) -> (Drained, Bytes) {
     let mut body = pin!(body);
-    let mut left = MAX_BODY_BYTES;
+    let mut kept = BytesMut::new();
+    let mut left = MAX_BODY_BYTES.max(keep);
+    let mut whole = true;
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return Drained::Cut };
-        let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
-        match left.checked_sub(bytes) {
+        let Ok(frame) = frame else {
+            return (Drained::Cut, Bytes::new());
+        };
+        let Some(data) = frame.data_ref() else { continue };
+        match left.checked_sub(data.len()) {
             Some(rest) => left = rest,
-            None => return Drained::Cut,
+            None => return (Drained::Cut, Bytes::new()),
+        }
+        if kept.len() + data.len() <= keep {
+            kept.extend_from_slice(data);
+        } else {
+            whole = false;
         }
     }
-    Drained::Whole
+    let kept = if whole { kept.freeze() } else { Bytes::new() };
+    (Drained::Whole, kept)
 }

@@ -190,6 +190,21 @@ impl Transport {
         body: Bytes,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
+        Ok(self.post_keeping(target, headers, body, 0, deadline).await?.0)
+    }
+
+    /// Posts `body`, as [`Transport::post`] does, and gives what it reads of the answer's body, up to `keep` bytes: empty if there were more.
+    ///
+    /// # Errors
+    /// [`Failure`] if there was no final answer until `deadline`. That its body breaks off is none: the status is the answer.
+    pub async fn post_keeping(
+        &self,
+        target: &Target,
+        headers: HeaderMap,
+        body: Bytes,
+        keep: usize,
+        deadline: Instant,
+    ) -> Result<(Answer, Bytes), Failure> {
         let (response, channel) = timeout_at(deadline, self.exchange(target, headers, body))
             .await
             .map_err(|_| Failure::Receiver(Reason::Timeout))??;
@@ -198,11 +213,12 @@ impl Transport {
             retry_after: response.headers().get(RETRY_AFTER).cloned(),
         };
         let ambiguous = is_ambiguous(response.headers());
-        // The status is the answer; the rest is read only for the sake of the connection.
-        if !ambiguous && body::drain(response.into_body(), deadline).await == body::Drained::Whole {
+        // The status is the answer; the rest is read mostly for the sake of the connection.
+        let (drained, kept) = body::drain(response.into_body(), keep, deadline).await;
+        if !ambiguous && drained == body::Drained::Whole {
             self.pool.put(&target.host, channel);
         }
-        Ok(answer)
+        Ok((answer, kept))
     }
 
     /// Posts `body` and gives the answer's status and its body. For answers that matter, such as an access token.

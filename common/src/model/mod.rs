@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod auth;
+pub mod batching;
 pub mod event_type;
 pub mod segment;
 pub mod webhook;

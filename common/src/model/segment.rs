@@ -43,6 +43,8 @@ pub struct Segment {
     pub events: Vec<Arc<Event>>,
     /// Who gets which events.
     pub targets: Vec<Target>,
+    /// In parked segments: the id of the batch that all its deliveries make up. They go in one request, always the same.
+    pub batch: Option<Arc<str>>,
 }
 
 /// The deliveries of one webhook in a segment.
@@ -80,6 +82,8 @@ pub struct DeliveryState {
     pub reason: String,
     /// HTTP status of the last attempt, if there was one.
     pub status: Option<u16>,
+    /// It may have been sent in a request of its own, though no attempt is recorded: it never shares one.
+    pub alone: bool,
 }
 
 impl Segment {

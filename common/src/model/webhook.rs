@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::batching::Batching;
 use crate::id::{AccountId, EventName, Uid, WebhookId};
 use crate::retry;
 use crate::time::Timestamp;
@@ -54,6 +55,8 @@ pub struct Webhook {
     pub http_version: HttpVersion,
     /// What bodies look like.
     pub payload_format: PayloadFormat,
+    /// When events are sent, and how many share a request.
+    pub batching: Batching,
     /// When failed deliveries are tried again.
     pub retry: retry::Policy,
     /// Extra headers of every request: name (lower case) and value.

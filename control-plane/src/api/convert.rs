@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, UnknownEventTypes};
 use postrider_common::model::auth::ClientAuthentication;
+use postrider_common::model::batching::Mode;
 use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
     Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Webhook, WhenInactive,
@@ -55,8 +56,19 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         state_reason: state_reason.to_owned(),
         when_inactive: when_inactive.into(),
         delivery: Some(v1::DeliveryOptions {
-            mode: v1::delivery_options::Mode::RealTime.into(),
-            max_events: 1,
+            mode: match webhook.batching.mode {
+                Mode::ByType => v1::delivery_options::Mode::Unspecified,
+                Mode::RealTime => v1::delivery_options::Mode::RealTime,
+                Mode::Batch => v1::delivery_options::Mode::Batch,
+            }
+            .into(),
+            max_events: number(webhook.batching.max_events.map_or(0, NonZeroU32::get)),
+            max_bytes: webhook.batching.max_bytes.map_or(0, |most| most.get().into()),
+            max_delay: webhook.batching.max_delay.map(duration),
+            schedule: webhook.batching.schedule.as_ref().map(|schedule| v1::Schedule {
+                cron: schedule.cron().to_owned(),
+                time_zone: schedule.time_zone().to_owned(),
+            }),
             ordering: v1::delivery_options::Ordering::None.into(),
             on_failure: v1::delivery_options::OnFailure::DeadLetter.into(),
             max_in_flight: number(webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get()),

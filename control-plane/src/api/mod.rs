@@ -8,6 +8,7 @@ mod account_rules;
 mod account_service;
 mod auth_rules;
 mod auth_secrets;
+mod batching_rules;
 mod certificate_rules;
 mod cluster_service;
 mod convert;

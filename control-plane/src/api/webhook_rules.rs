@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use postrider_common::model::batching::Batching;
 use postrider_common::model::webhook::{
     DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive,
 };
 use postrider_common::retry;
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
-use v1::delivery_options::{Mode, OnFailure, Ordering};
+use v1::delivery_options::{OnFailure, Ordering};
 use v1::payload_options::Format;
 
 use super::auth_rules::{self, DraftAuth};
+use super::batching_rules;
 use super::header_rules;
 use super::status::Violations;
 use super::text_rules::{description, display_name, duration, known, labels, not_available};
@@ -42,6 +44,7 @@ pub(crate) struct Draft {
     pub(crate) timeout: Option<Duration>,
     pub(crate) http_version: HttpVersion,
     pub(crate) payload_format: PayloadFormat,
+    pub(crate) batching: Batching,
     pub(crate) retry: retry::Policy,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -81,7 +84,6 @@ pub(crate) fn check(
         v1::delivery_options::HttpVersion::Http11 => HttpVersion::Http1,
         v1::delivery_options::HttpVersion::Http2 => HttpVersion::Http2,
     };
-    let (max_in_flight, timeout) = check_delivery(delivery, violations);
     let payload = message.payload.unwrap_or_default();
     let payload_format = match known("webhook.payload.format", payload.format, violations) {
         Format::Unspecified | Format::Envelope => PayloadFormat::Envelope,
@@ -89,6 +91,8 @@ pub(crate) fn check(
         Format::CloudeventsBinary => PayloadFormat::CloudEventsBinary,
         Format::Raw => PayloadFormat::Raw,
     };
+    let batching = batching_rules::check(&delivery, payload_format, violations);
+    let (max_in_flight, timeout) = check_delivery(delivery, violations);
     Draft {
         target_url,
         event_types: check_event_types(&message.event_types, violations),
@@ -98,6 +102,7 @@ pub(crate) fn check(
         timeout,
         http_version,
         payload_format,
+        batching,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
         headers: header_rules::check("webhook.headers", &message.headers, &auth.headers(), violations),
         auth,
@@ -142,10 +147,6 @@ fn check_delivery(
     violations: &mut Violations,
 ) -> (Option<NonZeroU32>, Option<Duration>) {
     let at = |name: &str| format!("webhook.delivery.{name}");
-    match known(&at("mode"), delivery.mode, violations) {
-        Mode::Unspecified | Mode::RealTime => {}
-        Mode::Batch => not_available(&at("mode"), true, violations),
-    }
     match known(&at("ordering"), delivery.ordering, violations) {
         Ordering::Unspecified | Ordering::None => {}
         Ordering::PerKey | Ordering::Strict => not_available(&at("ordering"), true, violations),
@@ -154,13 +155,6 @@ fn check_delivery(
         OnFailure::Unspecified | OnFailure::DeadLetter => {}
         OnFailure::Block | OnFailure::ParkKey => not_available(&at("on_failure"), true, violations),
     }
-    if delivery.max_events < 0 {
-        violations.add(at("max_events"), "OUT_OF_RANGE", "must be 0 or 1");
-    }
-    not_available(&at("max_events"), delivery.max_events > 1, violations);
-    not_available(&at("max_bytes"), delivery.max_bytes != 0, violations);
-    not_available(&at("max_delay"), delivery.max_delay.is_some(), violations);
-    not_available(&at("schedule"), delivery.schedule.is_some(), violations);
     not_available(&at("rate_limit"), delivery.rate_limit.is_some(), violations);
     if !(0..=MAX_IN_FLIGHT).contains(&delivery.max_in_flight) {
         violations.add(

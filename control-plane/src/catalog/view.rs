@@ -134,6 +134,7 @@ pub(crate) mod tests {
             max_in_flight: None,
             http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
             payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
+            batching: postrider_common::model::batching::Batching::default(),
             timeout: None,
             retry: postrider_common::retry::Policy::default(),
             headers: Vec::new(),

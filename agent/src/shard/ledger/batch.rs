@@ -7,10 +7,11 @@
 //! and a source is deleted together with the last of its bits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider_common::id::{AccountId, WebhookId};
-use postrider_common::key::{self, Key, Parked};
+use postrider_common::key::{self, Key, Parked, ParkedKind};
 use postrider_common::model::segment;
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, Op, Revision, Write};
@@ -19,7 +20,7 @@ use postrider_common::wire::stored;
 use postrider_proto::stored as pb;
 
 use crate::shard::bits::Bits;
-use crate::shard::delivery::{Delivery, Destination, Moved, Record, SourceId, size};
+use crate::shard::delivery::{Batch, Delivery, Destination, Record, SourceId, size};
 
 /// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
 pub const DRAFT_OPS: usize = 100;
@@ -117,7 +118,11 @@ impl Book {
                 }
                 Record::Discard(key)
             }
-            other @ (Record::Over { .. } | Record::Moved(_) | Record::Discard(_)) => other,
+            other @ (Record::Over { .. }
+            | Record::Moved(_)
+            | Record::Batch(_)
+            | Record::Finished { .. }
+            | Record::Discard(_)) => other,
         };
         self.pending.push_back(record);
         1
@@ -186,7 +191,13 @@ pub fn draft_deletions<'a>(books: impl Iterator<Item = (u64, &'a Book)>) -> Opti
                     part.discarded.push(key.clone());
                     taken.insert(place);
                 }
-                Record::Open { .. } | Record::Moved(_) => {}
+                Record::Finished { source } => {
+                    let Some(open) = book.sources.get(source) else { continue };
+                    ops.push(Op::delete(open.key.clone()));
+                    part.touched.insert(*source, open.done.full());
+                    taken.insert(place);
+                }
+                Record::Open { .. } | Record::Moved(_) | Record::Batch(_) => {}
             }
         }
         if !taken.is_empty() {
@@ -254,10 +265,11 @@ struct Room {
 /// Deliveries that go into one stored segment: of one webhook, with nearly the same due time.
 type Group<'a> = (Destination, u32, &'a AccountId, &'a WebhookId);
 
-#[derive(Default)]
 struct Pack<'a> {
-    moved: Vec<&'a Moved>,
+    to: Destination,
+    deliveries: Vec<&'a Delivery>,
     bytes: usize,
+    batch: Option<&'a Arc<str>>,
 }
 
 /// Takes records of one book until there is no more room.
@@ -303,7 +315,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
         part.taken = Taken::First(self.taken);
         write.guards.push(book.guard());
         for pack in std::mem::take(&mut self.packs) {
-            part.freed += pack.moved.iter().map(|moved| moved.delivery.bytes).sum::<usize>();
+            part.freed += pack.deliveries.iter().map(|delivery| delivery.bytes).sum::<usize>();
             write.ops.extend(store_pack(book, &pack, &mut part));
         }
         for (source, done) in &self.touched {
@@ -337,14 +349,16 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 true
             }
             Record::Over { source, index } => self.end(*source, *index, 0),
+            Record::Finished { source } => self.finish_source(*source),
+            Record::Batch(batch) => self.take_batch(batch),
             Record::Moved(moved) => {
                 let (delivery, size) = (&moved.delivery, size(&moved.delivery.event));
                 let bucket = match moved.to {
-                    Destination::Parked => bucket(now, delivery.state.due),
+                    Destination::Parked | Destination::Gathering => bucket(now, delivery.state.due),
                     Destination::Dead => 0,
                 };
                 let group = (moved.to, bucket, &delivery.origin.account, &delivery.origin.webhook);
-                let fits = |pack: &Pack<'_>| pack.moved.len() < PACK_DELIVERIES && pack.bytes + size <= PACK_BYTES;
+                let fits = |pack: &Pack<'_>| pack.deliveries.len() < PACK_DELIVERIES && pack.bytes + size <= PACK_BYTES;
                 let last = self.last_pack.get(&group).copied();
                 let last = last.filter(|at| self.packs.get(*at).is_some_and(fits));
                 // The first record of a draft goes in whatever its size: an event is never larger than a write may be.
@@ -355,17 +369,65 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 }
                 self.room.bytes = self.room.bytes.saturating_sub(size);
                 let at = last.unwrap_or_else(|| {
-                    self.packs.push(Pack::default());
+                    self.packs.push(Pack {
+                        to: moved.to,
+                        deliveries: Vec::new(),
+                        bytes: 0,
+                        batch: None,
+                    });
                     self.last_pack.insert(group, self.packs.len() - 1);
                     self.packs.len() - 1
                 });
                 if let Some(pack) = self.packs.get_mut(at) {
                     pack.bytes += size;
-                    pack.moved.push(moved);
+                    pack.deliveries.push(delivery);
                 }
                 true
             }
         }
+    }
+
+    /// Takes all deliveries of a batch, if there is room for all.
+    fn take_batch(&mut self, batch: &'a Batch) -> bool {
+        let bytes: usize = batch.deliveries.iter().map(|delivery| size(&delivery.event)).sum();
+        let members = batch
+            .deliveries
+            .iter()
+            .map(|delivery| (delivery.source, delivery.index));
+        let sources: BTreeSet<SourceId> = members
+            .clone()
+            .chain(batch.over.iter().copied())
+            .map(|(source, _)| source)
+            .collect();
+        // As for a single event: the first record of a draft goes in whatever its size.
+        if bytes > self.room.bytes && self.room.bytes != DRAFT_BYTES || self.room.ops < 1 + sources.len() {
+            return false;
+        }
+        self.room.bytes = self.room.bytes.saturating_sub(bytes);
+        self.room.ops -= 1;
+        for (source, index) in members.chain(batch.over.iter().copied()) {
+            self.end(source, index, 0);
+        }
+        self.packs.push(Pack {
+            to: Destination::Parked,
+            deliveries: batch.deliveries.iter().collect(),
+            bytes,
+            batch: Some(&batch.id),
+        });
+        true
+    }
+
+    /// Sets all bits of a source, if there is room for its deletion.
+    fn finish_source(&mut self, source: SourceId) -> bool {
+        let Some(open) = self.book.sources.get(&source) else {
+            return true;
+        };
+        if self.room.ops == 0 {
+            return false;
+        }
+        self.room.ops -= 1;
+        self.touched.insert(source, open.done.full());
+        true
     }
 
     /// Sets a delivery's bit, if there is room for `more` operations and the deletion of its source.
@@ -444,21 +506,28 @@ fn bucket(now: Timestamp, due: Timestamp) -> u32 {
 }
 
 fn store_pack(book: &Book, pack: &Pack<'_>, part: &mut Part) -> Option<Op> {
-    let first = pack.moved.first()?;
-    let origin = &first.delivery.origin;
+    let first = pack.deliveries.first()?;
+    let origin = &first.origin;
     let at = Parked {
         shard: book.shard,
         account: origin.account.clone(),
         webhook: origin.webhook.clone(),
-        due: pack.moved.iter().map(|moved| moved.delivery.state.due).min()?,
+        due: pack.deliveries.iter().map(|delivery| delivery.state.due).min()?,
         epoch: book.epoch_number(),
         number: part.next_number,
-        count: u32::try_from(pack.moved.len()).unwrap_or(u32::MAX),
+        count: u32::try_from(pack.deliveries.len()).unwrap_or(u32::MAX),
+        kind: match pack.to {
+            _ if pack.batch.is_some() => ParkedKind::Batch,
+            Destination::Gathering => ParkedKind::Gathering(u32::try_from(pack.bytes).unwrap_or(u32::MAX)),
+            Destination::Parked | Destination::Dead => ParkedKind::Single,
+        },
     };
     part.next_number += 1;
-    let value = stored::pack(segment_of(pack.moved.iter().map(|moved| &moved.delivery)));
-    Some(match first.to {
-        Destination::Parked => {
+    let mut segment = segment_of(pack.deliveries.iter().copied());
+    segment.batch = pack.batch.cloned();
+    let value = stored::pack(segment);
+    Some(match pack.to {
+        Destination::Parked | Destination::Gathering => {
             let key = key::parked_segment(&at);
             part.parked.push(at);
             Op::put(key, value)

@@ -2,6 +2,7 @@
 //!
 //! Every delivery that was loaded ends exactly once for its source, with one record: over (delivered, dropped) or moved (parked, dead).
 
+mod batch;
 mod outcome;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -12,6 +13,7 @@ use postrider_common::key::{self, Parked};
 use postrider_common::model::segment::Event;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
+use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
 use crate::shard::counters::Tally;
@@ -38,15 +40,17 @@ pub struct Start {
     pub attempt: AttemptId,
     /// To whom.
     pub webhook: Arc<Webhook>,
-    /// What.
-    pub event: Arc<Event>,
+    /// What: one event, or all of a batch.
+    pub events: Vec<Arc<Event>>,
+    /// The same on every attempt: the event's id, or the batch's.
+    pub id: Arc<str>,
     /// Which attempt of this delivery, from 1.
     pub number: u32,
 }
 
 struct Flight {
     lane: usize,
-    delivery: Delivery,
+    deliveries: Vec<Delivery>,
     webhook: Arc<Webhook>,
 }
 
@@ -62,6 +66,8 @@ pub struct State {
     vacant_flights: Vec<usize>,
     in_flight: usize,
     allowance: usize,
+    epoch: Revision,
+    batches: u64,
     /// Deliveries of each source that have not ended. Never iterated: its order means nothing.
     open: HashMap<SourceId, usize>,
     /// What happened since the shell last took it.
@@ -70,7 +76,7 @@ pub struct State {
 
 impl State {
     /// The state of a worker that has just taken `shard`.
-    pub fn new(shard: ShardId) -> Self {
+    pub fn new(shard: ShardId, epoch: Revision) -> Self {
         Self {
             shard,
             lanes: Vec::new(),
@@ -82,6 +88,8 @@ impl State {
             vacant_flights: Vec::new(),
             in_flight: 0,
             allowance: LANE_LIMIT,
+            epoch,
+            batches: 0,
             open: HashMap::new(),
             tally: Tally::default(),
         }
@@ -233,9 +241,9 @@ impl State {
                 lane.queued = false;
                 if lane.can_start(now)
                     && let Some(webhook) = lane.active().cloned()
-                    && let Some(delivery) = lane.pop_ready()
+                    && !self.coalesce(at, now, effects)
                 {
-                    started = self.take_off(at, delivery, webhook, now, effects);
+                    started = self.take_off(at, webhook, now, effects);
                 }
             }
             self.settle(at, now, effects);
@@ -246,42 +254,40 @@ impl State {
         None
     }
 
-    fn take_off(
-        &mut self,
-        at: usize,
-        delivery: Delivery,
-        webhook: Arc<Webhook>,
-        now: Timestamp,
-        effects: &mut Effects,
-    ) -> Option<Start> {
-        let bytes = delivery.bytes;
-        let too_old = now.saturating_since(delivery.event.accept_time) > webhook.retry.max_age;
-        let doomed = if delivery.event.expire_time.is_some_and(|expires| expires <= now) {
-            Some(EXPIRED)
-        } else {
-            too_old.then_some(AGE)
-        };
-        if delivery.origin.uid != webhook.uid {
+    fn take_off(&mut self, at: usize, webhook: Arc<Webhook>, now: Timestamp, effects: &mut Effects) -> Option<Start> {
+        let deliveries = self.lane(at)?.pop_request();
+        let first = deliveries.first()?;
+        let bytes = deliveries.iter().map(|delivery| delivery.bytes).sum();
+        let too_old = now.saturating_since(age_from(&webhook, &deliveries)) > webhook.retry.max_age;
+        // The members of a batch stay together whatever becomes of one of them meanwhile.
+        let expired = first.batch.is_none() && first.event.expire_time.is_some_and(|expires| expires <= now);
+        let doomed = if expired { Some(EXPIRED) } else { too_old.then_some(AGE) };
+        if first.origin.uid != webhook.uid {
             self.lane(at)?.forget(bytes);
-            self.abandon(&delivery, effects);
+            for delivery in &deliveries {
+                self.abandon(delivery, effects);
+            }
             return None;
         }
         if let Some(reason) = doomed {
             self.lane(at)?.forget(bytes);
-            self.die(delivery, reason, now, effects);
+            for delivery in deliveries {
+                self.die(delivery, reason, now, effects);
+            }
             return None;
         }
-        self.lane(at)?.in_flight += 1;
-        self.in_flight += 1;
         let start = Start {
             attempt: AttemptId(self.vacant_flights.pop().unwrap_or(self.flights.len())),
             webhook: webhook.clone(),
-            event: delivery.event.clone(),
-            number: delivery.state.attempts.saturating_add(1),
+            id: first.batch.clone().unwrap_or_else(|| first.event.id.as_str().into()),
+            number: first.state.attempts.saturating_add(1),
+            events: deliveries.iter().map(|delivery| delivery.event.clone()).collect(),
         };
+        self.lane(at)?.in_flight += 1;
+        self.in_flight += 1;
         let flight = Some(Flight {
             lane: at,
-            delivery,
+            deliveries,
             webhook,
         });
         match self.flights.get_mut(start.attempt.0) {
@@ -294,16 +300,32 @@ impl State {
     /// Puts a delivery that was read where it belongs.
     fn place(&mut self, at: usize, mut delivery: Delivery, place: Place, now: Timestamp, effects: &mut Effects) {
         let allowance = self.allowance;
+        let gathers = self.gathers(at, &delivery);
         let Some(lane) = self.lane(at) else { return };
+        if matches!(lane.config, Config::Gone(_)) {
+            return self.abandon(&delivery, effects);
+        }
+        if let Some(due) = gathers {
+            // What was just accepted waits in the store like the others, even if it is due: so batches are made of all that waits.
+            let back = match place {
+                Place::Parked if !lane.is_held() => lane.gather(delivery, due, now),
+                Place::Parked | Place::Queue(_) => Some(delivery),
+            };
+            if let Some(delivery) = back {
+                self.park_gathering(at, delivery, due, effects);
+            }
+            return;
+        }
         let fits = match place {
             Place::Queue(_) => {
-                delivery.state.due = now;
+                delivery.state.due = delivery.state.due.max(now);
                 lane.admits(now, allowance)
             }
             Place::Parked => !lane.is_held(),
         };
-        if matches!(lane.config, Config::Gone(_)) {
-            self.abandon(&delivery, effects);
+        if delivery.batch.is_some() {
+            // A batch was read whole, and is due.
+            lane.push_ready(delivery);
         } else if !fits {
             self.park(at, delivery, effects);
         } else if delivery.state.due <= now {
@@ -323,13 +345,12 @@ impl State {
         let gone = matches!(lane.config, Config::Gone(_));
         let in_memory = lane.drain();
         let parked = if gone { lane.drain_parked(shard) } else { Vec::new() };
-        for mut delivery in in_memory {
-            if gone {
-                self.abandon(&delivery, effects);
-            } else {
-                delivery.state.due = delivery.state.due.max(now);
-                self.park(at, delivery, effects);
+        if gone {
+            for delivery in &in_memory {
+                self.abandon(delivery, effects);
             }
+        } else {
+            self.put_away(at, in_memory, now, effects);
         }
         for parked in parked {
             self.tally.dropped += u64::from(parked.count);
@@ -411,6 +432,10 @@ impl State {
         if !segments.is_empty() {
             effects.loads.push(Load { segments });
         }
+        self.make_batches(at, now, effects);
+        let Some(lane) = self.lanes.get_mut(at).and_then(Option::as_mut) else {
+            return;
+        };
         if !lane.queued && lane.can_start(now) {
             lane.queued = true;
             self.runnable.push_back(at);
@@ -434,4 +459,16 @@ impl State {
             self.vacant_lanes.push(at);
         }
     }
+}
+
+/// From when on the age of a request is counted: from the acceptance of its youngest event, or from when that was to be sent.
+fn age_from(webhook: &Webhook, deliveries: &[Delivery]) -> Timestamp {
+    let from = |delivery: &Delivery| {
+        if webhook.batching.gathers(delivery.event.category) {
+            webhook.batching.due(delivery.event.accept_time)
+        } else {
+            delivery.event.accept_time
+        }
+    };
+    deliveries.iter().map(from).max().unwrap_or_default()
 }

@@ -1,11 +1,14 @@
 //! What follows from the end of an attempt. Pure.
 
+use std::time::Duration;
+
+use postrider_common::model::webhook::Webhook;
 use postrider_common::retry::Next;
 use postrider_common::time::Timestamp;
 
-use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State};
+use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State, age_from};
 use crate::attempt::{Outcome, Reason};
-use crate::shard::delivery::{Delivery, Effects};
+use crate::shard::delivery::{Delivery, Effects, Record};
 use crate::shard::lane::Config;
 
 impl State {
@@ -23,15 +26,12 @@ impl State {
         };
         self.vacant_flights.push(attempt.0);
         self.in_flight -= 1;
-        let (at, delivery) = (flight.lane, flight.delivery);
+        let (at, deliveries) = (flight.lane, flight.deliveries);
         let Some(lane) = self.lane(at) else { return };
         lane.in_flight -= 1;
-        lane.forget(delivery.bytes);
+        lane.forget(deliveries.iter().map(|delivery| delivery.bytes).sum());
         match outcome {
-            Outcome::Delivered { .. } => {
-                self.tally.delivered += 1;
-                self.over(&delivery, effects);
-            }
+            Outcome::Delivered { .. } => self.delivered(&deliveries, effects),
             Outcome::Failed {
                 reason,
                 status,
@@ -43,22 +43,35 @@ impl State {
                     let pause = wish.min(flight.webhook.retry.max_delay);
                     lane.paused_until = lane.paused_until.max(now + pause);
                 }
-                let policy = match &lane.config {
-                    Config::Known(webhook, _) => webhook.retry,
-                    Config::Unknown | Config::Unreadable | Config::Gone(_) => flight.webhook.retry,
+                let failure = Failure {
+                    reason,
+                    status,
+                    retry_after,
+                    fraction,
                 };
-                self.tally.failed(reason);
-                let mut delivery = delivery;
-                delivery.state.attempts = delivery.state.attempts.saturating_add(1);
-                delivery.state.status = status;
-                reason.as_str().clone_into(&mut delivery.state.reason);
-                let accepted = delivery.event.accept_time;
-                let next = policy.next(delivery.state.attempts, accepted, now, retry_after, fraction);
-                self.after_failure(at, delivery, next, now, effects);
+                self.failed(at, deliveries, Vec::new(), &flight.webhook, &failure, now, effects);
+            }
+            Outcome::Partial { status, failed } => {
+                let (left, over): (Vec<_>, Vec<_>) = deliveries
+                    .into_iter()
+                    .partition(|delivery| failed.contains(delivery.event.id.as_str()));
+                let failure = Failure {
+                    reason: Reason::Partial,
+                    status: Some(status),
+                    retry_after: None,
+                    fraction,
+                };
+                if left.is_empty() {
+                    self.delivered(&over, effects);
+                } else {
+                    self.failed(at, left, over, &flight.webhook, &failure, now, effects);
+                }
             }
             Outcome::NotMade { .. } => {
                 lane.paused_until = lane.paused_until.max(now + NOT_MADE_PAUSE);
-                lane.put_back(delivery);
+                for delivery in deliveries.into_iter().rev() {
+                    lane.put_back(delivery);
+                }
                 self.tally.not_made += 1;
                 self.enforce(at, now, effects);
             }
@@ -66,21 +79,88 @@ impl State {
         self.settle(at, now, effects);
     }
 
-    fn after_failure(&mut self, at: usize, mut delivery: Delivery, next: Next, now: Timestamp, effects: &mut Effects) {
-        let over = match self.lane(at).map(|lane| &lane.config) {
+    fn delivered(&mut self, deliveries: &[Delivery], effects: &mut Effects) {
+        self.tally.delivered += deliveries.len() as u64;
+        match deliveries {
+            [first, ..] if first.batch.is_some() => {
+                for delivery in deliveries {
+                    self.close(delivery.source);
+                    effects.freed += delivery.bytes;
+                }
+                effects.records.push(Record::Finished { source: first.source });
+            }
+            _ => deliveries.iter().for_each(|delivery| self.over(delivery, effects)),
+        }
+    }
+
+    /// What becomes of a request's deliveries that the receiver did not take; it took `over`.
+    #[allow(clippy::too_many_arguments)] // All of it is one outcome.
+    fn failed(
+        &mut self,
+        at: usize,
+        mut deliveries: Vec<Delivery>,
+        over: Vec<Delivery>,
+        sent_by: &Webhook,
+        failure: &Failure,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) {
+        self.tally.failed(failure.reason);
+        self.tally.delivered += over.len() as u64;
+        let present = match self.lane(at).map(|lane| &lane.config) {
+            Some(Config::Known(webhook, _)) => Some(webhook.clone()),
+            Some(Config::Unknown | Config::Unreadable | Config::Gone(_)) | None => None,
+        };
+        let policy = present.as_ref().map_or(sent_by.retry, |webhook| webhook.retry);
+        for delivery in &mut deliveries {
+            delivery.state.attempts = delivery.state.attempts.saturating_add(1);
+            delivery.state.status = failure.status;
+            failure.reason.as_str().clone_into(&mut delivery.state.reason);
+        }
+        let Some(first) = deliveries.first() else { return };
+        let accepted = age_from(sent_by, &deliveries);
+        let attempts = first.state.attempts;
+        let next = policy.next(attempts, accepted, now, failure.retry_after, failure.fraction);
+        let gone = match self.lane(at).map(|lane| &lane.config) {
             Some(Config::Gone(_)) => true,
-            Some(Config::Known(webhook, _)) => webhook.uid != delivery.origin.uid,
+            Some(Config::Known(webhook, _)) => webhook.uid != first.origin.uid,
             Some(Config::Unknown | Config::Unreadable) | None => false,
         };
-        if over {
-            return self.abandon(&delivery, effects);
+        let batch = first.batch.clone();
+        if let (Some(id), Next::At(due), false) = (&batch, &next, gone) {
+            for delivery in &mut deliveries {
+                delivery.state.due = *due;
+            }
+            // What is left of a batch is another one: a receiver that remembers ids has seen the first.
+            let id = if over.is_empty() {
+                id.clone()
+            } else {
+                format!("{id}.{attempts}").into()
+            };
+            for delivery in &over {
+                self.close(delivery.source);
+                effects.freed += delivery.bytes;
+            }
+            let over = over.iter().map(|delivery| (delivery.source, delivery.index)).collect();
+            return self.park_batch(at, id, deliveries, over, effects);
         }
+        over.iter().for_each(|delivery| self.over(delivery, effects));
+        for delivery in deliveries {
+            if gone {
+                self.abandon(&delivery, effects);
+            } else {
+                self.after_failure(at, delivery, &next, now, effects);
+            }
+        }
+    }
+
+    fn after_failure(&mut self, at: usize, mut delivery: Delivery, next: &Next, now: Timestamp, effects: &mut Effects) {
         match next {
-            Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= due) => {
+            Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= *due) => {
                 self.die(delivery, EXPIRED, now, effects);
             }
             Next::At(due) => {
-                delivery.state.due = due;
+                delivery.state.due = *due;
                 self.park(at, delivery, effects);
             }
             Next::UsedUp(_) => {
@@ -89,4 +169,13 @@ impl State {
             }
         }
     }
+}
+
+/// Why deliveries were not taken.
+struct Failure {
+    reason: Reason,
+    status: Option<u16>,
+    retry_after: Option<Duration>,
+    /// Jitter of the next attempt.
+    fraction: f64,
 }

@@ -23,7 +23,15 @@ fn open(shard: u16, sources: u64, webhooks: &[&str]) -> (Book, Vec<Delivery>) {
         let id = SourceId(number);
         let key = key::segment(ShardId(shard), "w", number);
         let segment = segment(vec![event(&format!("e{number}"), BEGIN)], &targets, Revision(1));
-        let source = Source::new(ShardId(shard), id, key.clone(), Place::Queue(Revision(9)), segment, &[]);
+        let source = Source::new(
+            ShardId(shard),
+            Revision(1),
+            id,
+            key.clone(),
+            Place::Queue(Revision(9)),
+            segment,
+            &[],
+        );
         let total = u32::try_from(webhooks.len()).unwrap();
         book.add(Record::Open {
             source: id,

@@ -61,6 +61,7 @@ pub(super) fn webhook(id: &str) -> Webhook {
         max_in_flight: NonZeroU32::new(4),
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
+        batching: postrider_common::model::batching::Batching::default(),
         timeout: None,
         retry: retry::Policy {
             max_attempts: NonZeroU32::new(5),
@@ -107,5 +108,6 @@ pub(super) fn segment(events: Vec<Arc<Event>>, webhooks: &[(&str, u32)], revisio
     Segment {
         events,
         targets: webhooks.iter().map(target).collect(),
+        batch: None,
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use postrider_common::key::{self, Key};
+use postrider_common::key::{self, Key, ParkedKind};
+use postrider_common::model::batching::{Batching, Mode};
+use postrider_common::model::segment::Event;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Op, Revision};
@@ -85,9 +87,15 @@ struct World {
     effects: Effects,
     book: Book,
     flights: Vec<(AttemptId, Start)>,
+    divided: BTreeSet<Name>,
+    /// Under which id a delivery was sent: always the same, unless the receiver took others of the request and not this one.
+    ids: BTreeMap<Name, Arc<str>>,
+    /// What was sent under an id: always the same.
+    members: BTreeMap<(Arc<str>, String), Vec<Name>>,
     loads: Vec<Load>,
     progress: BTreeMap<Key, Bytes>,
     next_source: u64,
+    epoch: Revision,
     queue: Vec<(Revision, Key)>,
 }
 
@@ -97,6 +105,20 @@ impl World {
             let mut hook = webhook(id);
             hook.uid = uid(number);
             hook.max_in_flight = NonZeroU32::new(number * 2);
+            // The first sends one event a request, the second what waits together, the third batches.
+            hook.batching = match number {
+                1 => Batching::default(),
+                2 => Batching {
+                    max_events: NonZeroU32::new(5),
+                    ..Batching::default()
+                },
+                _ => Batching {
+                    mode: Mode::Batch,
+                    max_events: NonZeroU32::new(30),
+                    max_delay: Some(Duration::from_secs(3)),
+                    ..Batching::default()
+                },
+            };
             (hook, Revision(i64::from(number)))
         });
         Self {
@@ -112,13 +134,17 @@ impl World {
             dead: BTreeSet::new(),
             repeatable: BTreeSet::new(),
             due: BTreeMap::new(),
-            state: State::new(SHARD),
+            state: State::new(SHARD, Revision(9)),
             effects: Effects::default(),
             book: Book::new(SHARD, Revision(9), None),
             flights: Vec::new(),
+            divided: BTreeSet::new(),
+            ids: BTreeMap::new(),
+            members: BTreeMap::new(),
             loads: Vec::new(),
             progress: BTreeMap::new(),
             next_source: 0,
+            epoch: Revision(9),
             queue: Vec::new(),
         }
     }
@@ -174,13 +200,18 @@ impl World {
             targets.append(&mut one);
         }
         let key = key::segment(SHARD, "w", u64::try_from(self.revision).unwrap());
-        let value = stored::pack(postrider_common::model::segment::Segment { events, targets });
+        let value = stored::pack(postrider_common::model::segment::Segment {
+            events,
+            targets,
+            batch: None,
+        });
         self.store.insert(key.clone(), value);
         self.queue.push((Revision(self.revision), key));
     }
 
-    fn name(start: &Start) -> Name {
-        (start.event.id.to_string(), start.webhook.uid.to_string())
+    fn names(start: &Start) -> Vec<Name> {
+        let name = |event: &Arc<Event>| (event.id.to_string(), start.webhook.uid.to_string());
+        start.events.iter().map(name).collect()
     }
 
     fn end(&mut self, which: usize, outcome: u8) {
@@ -193,28 +224,43 @@ impl World {
             status: Some(500),
             retry_after,
         };
+        let names = Self::names(&start);
+        let mut left: BTreeSet<&Name> = names.iter().collect();
         let outcome = match outcome {
             0 => failed(Reason::Status, None),
             1 => failed(Reason::Throttled, Some(Duration::from_secs(3))),
             2 => Outcome::NotMade { why: "test".into() },
-            _ => Outcome::Delivered { status: 200 },
+            3 if names.len() > 1 => {
+                left = names.iter().step_by(2).collect();
+                let failed = left.iter().map(|name| name.0.clone()).collect();
+                Outcome::Partial { status: 207, failed }
+            }
+            _ => {
+                left.clear();
+                Outcome::Delivered { status: 200 }
+            }
         };
-        let name = Self::name(&start);
-        match &outcome {
-            Outcome::Delivered { .. } => {
-                *self.delivered.entry(name.clone()).or_default() += 1;
-                assert!(
-                    self.delivered[&name] == 1 || self.repeatable.contains(&name),
-                    "{name:?} came twice"
-                );
-                self.unrecorded.insert(name);
-            }
-            Outcome::Failed { .. } => {
-                // No attempt before half of the first delay.
-                self.due.insert(name, self.now + Duration::from_millis(499));
-            }
-            Outcome::NotMade { .. } => {
-                self.due.insert(name, self.now + NOT_MADE_PAUSE);
+        for name in names.iter().filter(|name| !left.contains(name)) {
+            *self.delivered.entry(name.clone()).or_default() += 1;
+            assert!(
+                self.delivered[name] == 1 || self.repeatable.contains(name),
+                "{name:?} came twice"
+            );
+            self.unrecorded.insert(name.clone());
+        }
+        for name in left {
+            // No attempt before half of the first delay.
+            let pause = match &outcome {
+                Outcome::NotMade { .. } => NOT_MADE_PAUSE,
+                Outcome::Delivered { .. } | Outcome::Partial { .. } | Outcome::Failed { .. } => {
+                    Duration::from_millis(499)
+                }
+            };
+            self.due.insert(name.clone(), self.now + pause);
+            if matches!(outcome, Outcome::Partial { .. }) {
+                self.ids.remove(name);
+                // Until it is written that others were taken, all may come again under the old id.
+                self.divided.insert(name.clone());
             }
         }
         self.state.ended(attempt, outcome, self.now, 0.999, &mut self.effects);
@@ -241,21 +287,36 @@ impl World {
             self.take_in(key, Place::Queue(revision));
         }
         while let Some(start) = self.state.start(self.now, &mut self.effects) {
-            let name = Self::name(&start);
+            let names = Self::names(&start);
             let hook = self.hooks.iter().find(|(hook, _)| hook.id == start.webhook.id).unwrap();
             assert!(
                 hook.0.active && hook.0.uid == start.webhook.uid,
                 "sent to a webhook that is not active"
             );
-            assert!(
-                self.due.get(&name).is_none_or(|due| *due <= self.now),
-                "{name:?} was sent too early"
-            );
-            assert!(
-                start.event.expire_time.is_none_or(|expires| expires > self.now),
-                "expired, and sent"
-            );
-            assert!(start.event.event_info.is_some());
+            assert!(names.len() <= hook.0.batching.coalesced_events());
+            for name in &names {
+                assert!(
+                    self.due.get(name).is_none_or(|due| *due <= self.now),
+                    "{name:?} was sent too early"
+                );
+                let id = self.ids.entry(name.clone()).or_insert_with(|| start.id.clone());
+                assert!(
+                    *id == start.id || self.divided.contains(name),
+                    "{name:?} was sent as {id}, and as {}",
+                    start.id
+                );
+            }
+            let divided = names.iter().any(|name| self.divided.contains(name));
+            let members = self
+                .members
+                .entry((start.id.clone(), start.webhook.uid.to_string()))
+                .or_insert_with(|| names.clone());
+            assert!(*members == names || divided, "{} had other members before", start.id);
+            if names.len() == 1 && hook.0.batching == Batching::default() {
+                let expires = start.events[0].expire_time;
+                assert!(expires.is_none_or(|expires| expires > self.now), "expired, and sent");
+            }
+            assert!(start.events[0].event_info.is_some());
             assert!(start.number <= 5, "beyond the policy");
             self.flights.push((start.attempt, start));
         }
@@ -272,7 +333,15 @@ impl World {
         self.next_source += 1;
         let done = self.progress.remove(&key).unwrap_or_default();
         let segment = stored::unpack(value).unwrap();
-        let source = Source::new(SHARD, SourceId(self.next_source), key, place, segment, &done);
+        let source = Source::new(
+            SHARD,
+            self.epoch,
+            SourceId(self.next_source),
+            key,
+            place,
+            segment,
+            &done,
+        );
         let known = |origin: &crate::shard::delivery::Origin| {
             let (hook, revision) = self.hooks.iter().find(|(hook, _)| hook.id == origin.webhook).unwrap();
             if hook.uid == origin.uid {
@@ -292,7 +361,8 @@ impl World {
     fn read(&mut self) {
         for load in std::mem::take(&mut self.loads) {
             for parked in &load.segments {
-                assert!(parked.due <= self.now, "read before anything is due");
+                let early = matches!(parked.kind, ParkedKind::Gathering(_));
+                assert!(parked.due <= self.now || early, "read before anything is due");
                 self.take_in(key::parked_segment(parked), Place::Parked);
             }
             self.state.load_over(&load, self.now, &mut self.effects);
@@ -359,7 +429,8 @@ impl World {
         self.flights.clear();
         self.loads.clear();
         self.effects = Effects::default();
-        self.state = State::new(SHARD);
+        self.state = State::new(SHARD, Revision(self.revision));
+        self.epoch = Revision(self.revision);
         self.due.clear();
         let progress = self
             .store
@@ -465,7 +536,7 @@ impl World {
                 return;
             }
             if quiet {
-                self.step(&Step::Pass { millis: 2_000 });
+                self.step(&Step::Pass { millis: 3_000 });
             }
         }
         panic!("it never ends: {:?}", self.store.keys().collect::<Vec<_>>());

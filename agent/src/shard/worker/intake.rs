@@ -46,7 +46,7 @@ impl Worker {
                 return self.read_queue();
             };
             let (wanted, value) = self.wanted_from_queue(waiting);
-            match feed::open(self.tenure.shard, &wanted, value.unwrap_or_default()) {
+            match feed::open(self.tenure.shard, self.tenure.epoch, &wanted, value.unwrap_or_default()) {
                 None => self.unreadable(),
                 Some(source) => self.take_in(source, now),
             }
@@ -148,7 +148,12 @@ impl Worker {
         let reserved = wanted.len() * estimate;
         self.purse.take(reserved);
         let deps = &self.shards.deps;
-        let read = feed::read(deps.store.clone(), deps.catalog.clone(), self.tenure.shard, wanted);
+        let read = feed::read(
+            deps.store.clone(),
+            deps.catalog.clone(),
+            (self.tenure.shard, self.tenure.epoch),
+            wanted,
+        );
         self.reads.spawn(async move {
             Read {
                 load,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use postrider_common::key::Key;
+use postrider_common::model::segment::Event;
 use postrider_common::task;
 use postrider_common::time::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
@@ -146,7 +147,7 @@ impl Worker {
         let pen = shards
             .ledger
             .open(tenure.clone(), found.progress, wake.clone(), purse.clone(), fenced);
-        let mut state = State::new(tenure.shard);
+        let mut state = State::new(tenure.shard, tenure.epoch);
         let mut effects = Effects::default();
         let now = shards.deps.clock.now();
         for parked in found.parked {
@@ -287,13 +288,9 @@ impl Worker {
         let sender = self.shards.deps.sender.clone();
         let counted = Counted::new(self.shards.counters.clone(), |counters| &counters.in_flight);
         let attempt = Attempt {
-            id: start.event.id.as_str().to_owned(),
+            id: start.id.as_ref().to_owned(),
             webhook: start.webhook,
-            events: vec![Sent {
-                // A source's events all have one: see `Source::new`.
-                event_info: start.event.event_info.clone().unwrap_or_default(),
-                event: start.event,
-            }],
+            events: start.events.into_iter().map(sent).collect(),
             number: start.number,
         };
         let lease = self.tenure.lease.clone();
@@ -334,7 +331,7 @@ impl Worker {
 
     fn attempt_ended(&mut self, id: AttemptId, outcome: Outcome, now: Timestamp) {
         let fraction = match &outcome {
-            Outcome::Failed { .. } => self.shards.deps.entropy.fraction(),
+            Outcome::Failed { .. } | Outcome::Partial { .. } => self.shards.deps.entropy.fraction(),
             Outcome::NotMade { why } => {
                 tracing::warn!(why, shard = %self.tenure.shard, "an attempt could not be made");
                 0.0
@@ -374,6 +371,14 @@ impl Worker {
         if tally != Tally::default() {
             self.shards.counters.add(&tally);
         }
+    }
+}
+
+fn sent(event: Arc<Event>) -> Sent {
+    Sent {
+        // A source's events all have one: see `Source::new`.
+        event_info: event.event_info.clone().unwrap_or_default(),
+        event,
     }
 }
 

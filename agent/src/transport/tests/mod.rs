@@ -158,6 +158,7 @@ fn webhook(url: &str) -> Webhook {
         max_in_flight: None,
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
+        batching: postrider_common::model::batching::Batching::default(),
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

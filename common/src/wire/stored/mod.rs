@@ -155,6 +155,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
             due_time: delivery.state.due.as_millis(),
             reason: delivery.state.reason,
             status_code: delivery.state.status.map_or(0, u32::from),
+            alone: delivery.state.alone,
         };
         pb::Target {
             account: target.account.as_str().to_owned(),
@@ -172,6 +173,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
     pb::Segment {
         events: segment.events.iter().map(event).collect(),
         targets: segment.targets.into_iter().map(target).collect(),
+        batch_id: text(&segment.batch),
     }
 }
 
@@ -206,7 +208,11 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
         .into_iter()
         .map(|target| target_from_pb(target, count))
         .collect::<Result<_, _>>()?;
-    Ok(Segment { events, targets })
+    Ok(Segment {
+        events,
+        targets,
+        batch: text(segment.batch_id),
+    })
 }
 
 const fn category(non_real_time: bool) -> Category {
@@ -229,6 +235,7 @@ fn target_from_pb(target: pb::Target, events: usize) -> Result<Target, Unreadabl
         due: Timestamp::from_millis(state.due_time),
         reason: state.reason,
         status: u16::try_from(state.status_code).ok().filter(|status| *status != 0),
+        alone: state.alone,
     });
     Ok(Target {
         account: AccountId::new(&target.account).map_err(unreadable)?,

@@ -8,8 +8,10 @@ use postrider_proto::stored as pb;
 
 use super::{Unreadable, VERSION, auth, decode, encode, readable_version, unreadable};
 use crate::id::{AccountId, Uid, WebhookId};
+use crate::model::batching::{Batching, Mode};
 use crate::model::webhook::{EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive};
 use crate::retry;
+use crate::schedule::Schedule;
 use crate::time::Timestamp;
 
 /// Encodes a webhook.
@@ -18,6 +20,7 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
         name: name.clone(),
         value: value.clone(),
     };
+    let schedule = webhook.batching.schedule.as_ref();
     encode(&pb::Webhook {
         version: VERSION,
         uid: webhook.uid.as_str().to_owned(),
@@ -44,6 +47,16 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
             PayloadFormat::CloudEventsBinary => 2,
             PayloadFormat::Raw => 3,
         },
+        mode: match webhook.batching.mode {
+            Mode::ByType => 0,
+            Mode::RealTime => 1,
+            Mode::Batch => 2,
+        },
+        max_events: webhook.batching.max_events.map_or(0, NonZeroU32::get),
+        max_bytes: webhook.batching.max_bytes.map_or(0, NonZeroU32::get),
+        max_delay_ms: webhook.batching.max_delay.map_or(0, millis),
+        cron: schedule.map_or_else(String::new, |schedule| schedule.cron().to_owned()),
+        time_zone: schedule.map_or_else(String::new, |schedule| schedule.time_zone().to_owned()),
         retry: Some(retry_to_pb(&webhook.retry)),
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),
@@ -91,6 +104,18 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
             3 => PayloadFormat::Raw,
             other => return Err(Unreadable(format!("payload format {other}"))),
         },
+        batching: Batching {
+            mode: match stored.mode {
+                0 => Mode::ByType,
+                1 => Mode::RealTime,
+                2 => Mode::Batch,
+                other => return Err(Unreadable(format!("delivery mode {other}"))),
+            },
+            max_events: NonZeroU32::new(stored.max_events),
+            max_bytes: NonZeroU32::new(stored.max_bytes),
+            max_delay: (stored.max_delay_ms != 0).then(|| Duration::from_millis(stored.max_delay_ms)),
+            schedule: schedule(&stored.cron, &stored.time_zone)?,
+        },
         retry: retry_from_pb(stored.retry.unwrap_or_default()),
         headers: stored
             .headers
@@ -99,6 +124,14 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
             .collect(),
         labels: stored.labels,
     })
+}
+
+fn schedule(cron: &str, time_zone: &str) -> Result<Option<Schedule>, Unreadable> {
+    if cron.is_empty() {
+        return Ok(None);
+    }
+    let schedule = Schedule::new(cron, time_zone).map_err(|wrong| Unreadable(format!("a schedule: {wrong:?}")))?;
+    Ok(Some(schedule))
 }
 
 fn millis(duration: Duration) -> u64 {

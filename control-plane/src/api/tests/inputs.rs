@@ -1,7 +1,7 @@
 //! Bad input of webhooks: every row is refused with its code, field and reason, on create and on update, and nothing is stored.
 
 use v1::Webhook;
-use v1::delivery_options::{Mode, OnFailure, Ordering};
+use v1::delivery_options::{OnFailure, Ordering};
 
 use super::*;
 
@@ -277,7 +277,11 @@ async fn headers_that_cannot_or_must_not_be_sent_are_refused() {
     refused(rows).await;
 }
 
-fn delivery(change: impl Fn(&mut v1::DeliveryOptions) + 'static, field: &'static str, reason: &'static str) -> Row {
+pub(super) fn delivery(
+    change: impl Fn(&mut v1::DeliveryOptions) + 'static,
+    field: &'static str,
+    reason: &'static str,
+) -> Row {
     let change = move |webhook: &mut Webhook| change(webhook.delivery.get_or_insert_default());
     row(format!("{field} {reason}"), change, field, reason)
 }
@@ -365,11 +369,6 @@ async fn numbers_and_durations_out_of_range_are_refused() {
             "OUT_OF_RANGE",
         ));
     }
-    rows.push(delivery(
-        |delivery| delivery.max_events = -1,
-        "webhook.delivery.max_events",
-        "OUT_OF_RANGE",
-    ));
     refused(rows).await;
 }
 
@@ -379,11 +378,6 @@ async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
     const UNKNOWN: &str = "UNKNOWN_VALUE";
     let rows = vec![
         row("filter", |webhook| webhook.filter = "true".into(), "webhook.filter", NO),
-        delivery(
-            |delivery| delivery.mode = Mode::Batch.into(),
-            "webhook.delivery.mode",
-            NO,
-        ),
         delivery(
             |delivery| delivery.ordering = Ordering::PerKey.into(),
             "webhook.delivery.ordering",
@@ -402,18 +396,6 @@ async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
         delivery(
             |delivery| delivery.on_failure = OnFailure::ParkKey.into(),
             "webhook.delivery.on_failure",
-            NO,
-        ),
-        delivery(|delivery| delivery.max_events = 2, "webhook.delivery.max_events", NO),
-        delivery(|delivery| delivery.max_bytes = 1, "webhook.delivery.max_bytes", NO),
-        delivery(
-            |delivery| delivery.max_delay = Some(prost_types::Duration::default()),
-            "webhook.delivery.max_delay",
-            NO,
-        ),
-        delivery(
-            |delivery| delivery.schedule = Some(v1::Schedule::default()),
-            "webhook.delivery.schedule",
             NO,
         ),
         delivery(

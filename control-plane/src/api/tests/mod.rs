@@ -2,6 +2,7 @@
 
 mod auth_inputs;
 mod auth_secrets;
+mod batching;
 mod inputs;
 mod resources;
 mod rotation;

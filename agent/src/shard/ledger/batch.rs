@@ -7,20 +7,19 @@
 //! and a source is deleted together with the last of its bits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider_common::id::{AccountId, WebhookId};
-use postrider_common::key::{self, Key, Parked, ParkedKind};
-use postrider_common::model::segment;
+use postrider_common::key::{self, Key, Parked};
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, Op, Revision, Write};
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 use postrider_proto::stored as pb;
 
+use super::pack::{self, Pack};
 use crate::shard::bits::Bits;
-use crate::shard::delivery::{Batch, Delivery, Destination, Record, SourceId, size};
+use crate::shard::delivery::{Batch, Destination, Record, SourceId, size};
 
 /// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
 pub const DRAFT_OPS: usize = 100;
@@ -265,13 +264,6 @@ struct Room {
 /// Deliveries that go into one stored segment: of one webhook, with nearly the same due time.
 type Group<'a> = (Destination, u32, &'a AccountId, &'a WebhookId);
 
-struct Pack<'a> {
-    to: Destination,
-    deliveries: Vec<&'a Delivery>,
-    bytes: usize,
-    batch: Option<&'a Arc<str>>,
-}
-
 /// Takes records of one book until there is no more room.
 struct Drawing<'a, 'r> {
     book: &'a Book,
@@ -316,7 +308,11 @@ impl<'a, 'r> Drawing<'a, 'r> {
         write.guards.push(book.guard());
         for pack in std::mem::take(&mut self.packs) {
             part.freed += pack.deliveries.iter().map(|delivery| delivery.bytes).sum::<usize>();
-            write.ops.extend(store_pack(book, &pack, &mut part));
+            let stored = pack::store(&pack, book.shard, book.epoch_number(), part.next_number);
+            let Some((op, parked)) = stored else { continue };
+            part.next_number += 1;
+            part.parked.extend(parked);
+            write.ops.push(op);
         }
         for (source, done) in &self.touched {
             if let Some(open) = book.sources.get(source).filter(|_| done.is_full()) {
@@ -354,7 +350,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
             Record::Moved(moved) => {
                 let (delivery, size) = (&moved.delivery, size(&moved.delivery.event));
                 let bucket = match moved.to {
-                    Destination::Parked | Destination::Gathering => bucket(now, delivery.state.due),
+                    Destination::Parked | Destination::Gathering => pack::bucket(now, delivery.state.due),
                     Destination::Dead => 0,
                 };
                 let group = (moved.to, bucket, &delivery.origin.account, &delivery.origin.webhook);
@@ -492,74 +488,4 @@ pub fn read_progress(value: Bytes) -> Result<BTreeMap<Key, Bytes>, stored::Unrea
     Ok(segments
         .map(|segment| (Key::from_stored(&segment.key), segment.done))
         .collect())
-}
-
-/// Which due times go into one segment: those whose delays from now are within a quarter of each other, so that what is read when the first is due does
-/// not wait long in memory.
-fn bucket(now: Timestamp, due: Timestamp) -> u32 {
-    let delay = u64::try_from(due.saturating_since(now).as_millis()).unwrap_or(u64::MAX);
-    let Some(log) = delay.checked_ilog2().filter(|log| *log >= 9) else {
-        return 0;
-    };
-    let quarter = u32::try_from((delay >> (log - 2)) & 3).unwrap_or(0);
-    log * 4 + quarter
-}
-
-fn store_pack(book: &Book, pack: &Pack<'_>, part: &mut Part) -> Option<Op> {
-    let first = pack.deliveries.first()?;
-    let origin = &first.origin;
-    let at = Parked {
-        shard: book.shard,
-        account: origin.account.clone(),
-        webhook: origin.webhook.clone(),
-        due: pack.deliveries.iter().map(|delivery| delivery.state.due).min()?,
-        epoch: book.epoch_number(),
-        number: part.next_number,
-        count: u32::try_from(pack.deliveries.len()).unwrap_or(u32::MAX),
-        kind: match pack.to {
-            _ if pack.batch.is_some() => ParkedKind::Batch,
-            Destination::Gathering => ParkedKind::Gathering(u32::try_from(pack.bytes).unwrap_or(u32::MAX)),
-            Destination::Parked | Destination::Dead => ParkedKind::Single,
-        },
-    };
-    part.next_number += 1;
-    let mut segment = segment_of(pack.deliveries.iter().copied());
-    segment.batch = pack.batch.cloned();
-    let value = stored::pack(segment);
-    Some(match pack.to {
-        Destination::Parked | Destination::Gathering => {
-            let key = key::parked_segment(&at);
-            part.parked.push(at);
-            Op::put(key, value)
-        }
-        Destination::Dead => Op::put(key::dead_segment(&at), value),
-    })
-}
-
-fn segment_of<'a>(deliveries: impl Iterator<Item = &'a Delivery>) -> segment::Segment {
-    let mut segment = segment::Segment::default();
-    for delivery in deliveries {
-        let event = u32::try_from(segment.events.len()).unwrap_or(u32::MAX);
-        segment.events.push(delivery.event.clone());
-        let entry = segment::Delivery {
-            event,
-            state: delivery.state.clone(),
-        };
-        let origin = &delivery.origin;
-        let same = |target: &&mut segment::Target| {
-            target.webhook_uid == origin.uid && target.webhook_revision == origin.revision
-        };
-        // Only neighbours are joined: it finds nearly all, at no cost.
-        match segment.targets.last_mut().filter(same) {
-            Some(target) => target.deliveries.push(entry),
-            None => segment.targets.push(segment::Target {
-                account: origin.account.clone(),
-                webhook: origin.webhook.clone(),
-                webhook_uid: origin.uid.clone(),
-                webhook_revision: origin.revision,
-                deliveries: vec![entry],
-            }),
-        }
-    }
-    segment
 }

@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod auth;
 pub mod catalog;
 pub mod config;
+pub mod limit;
 mod metrics;
 pub mod presence;
 pub mod shard;

@@ -2,5 +2,6 @@
 
 pub mod account;
 pub mod event_type;
+pub mod failing;
 pub mod segment;
 pub mod webhook;

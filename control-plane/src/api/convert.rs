@@ -8,7 +8,8 @@ use std::time::Duration;
 use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES};
 use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Webhook, WhenInactive,
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Suspension, Webhook,
+    WhenInactive,
 };
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
@@ -30,13 +31,13 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
             secret_ids: live(secrets, now).map(|secret| secret.id.clone()).collect(),
         }),
     };
-    let (state, state_reason) = if webhook.active {
-        (v1::webhook::State::Active, "")
-    } else {
-        (
+    let (state, state_reason) = match webhook.suspended() {
+        _ if !webhook.active => (
             v1::webhook::State::Retired,
-            "switched off by its owner: active is false",
-        )
+            "switched off by its owner: active is false".to_owned(),
+        ),
+        Some(suspension) => (v1::webhook::State::Suspended, suspension_reason(suspension)),
+        None => (v1::webhook::State::Active, String::new()),
     };
     let when_inactive = match webhook.when_inactive {
         WhenInactive::Drop => v1::webhook::WhenInactive::Drop,
@@ -61,7 +62,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         filter: String::new(),
         active: Some(webhook.active),
         state: state.into(),
-        state_reason: state_reason.to_owned(),
+        state_reason,
         when_inactive: when_inactive.into(),
         delivery: Some(v1::DeliveryOptions {
             mode: v1::delivery_options::Mode::RealTime.into(),
@@ -76,6 +77,10 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
                 HttpVersion::Http2 => v1::delivery_options::HttpVersion::Http2,
             }
             .into(),
+            rate_limit: webhook.rate_limit.map(|limit| v1::RateLimit {
+                per_second: limit.per_second(),
+                burst: number(limit.burst().get()),
+            }),
             ..v1::DeliveryOptions::default()
         }),
         retry: Some(v1::RetryPolicy {
@@ -97,6 +102,15 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),
     }
+}
+
+/// Why a webhook is suspended, for people; it begins with the stable reason.
+fn suspension_reason(suspension: &Suspension) -> String {
+    let detail = suspension.detail.as_str();
+    format!(
+        "{}: switched off by the system at {}: {detail}; update it with active = true to put it back",
+        suspension.reason, suspension.time
+    )
 }
 
 /// The secrets that sign at `now`, newest first.

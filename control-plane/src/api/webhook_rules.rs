@@ -5,7 +5,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive,
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, RateLimit, Webhook,
+    WhenInactive,
 };
 use postrider_common::retry;
 use postrider_common::secret::{SecretBytes, parse_signing};
@@ -48,6 +49,7 @@ pub(crate) struct Draft {
     pub(crate) timeout: Option<Duration>,
     pub(crate) http_version: HttpVersion,
     pub(crate) payload_format: PayloadFormat,
+    pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) retry: retry::Policy,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -99,6 +101,7 @@ pub(crate) fn check(
         v1::delivery_options::HttpVersion::Http11 => HttpVersion::Http1,
         v1::delivery_options::HttpVersion::Http2 => HttpVersion::Http2,
     };
+    let rate_limit = check_rate_limit(delivery.rate_limit, violations);
     let (max_in_flight, timeout) = check_delivery(delivery, violations);
     let payload = message.payload.unwrap_or_default();
     let payload_format = match known("webhook.payload.format", payload.format, violations) {
@@ -116,6 +119,7 @@ pub(crate) fn check(
         timeout,
         http_version,
         payload_format,
+        rate_limit,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
         headers: header_rules::check("webhook.headers", &message.headers, authorization, violations),
         auth,
@@ -225,7 +229,6 @@ fn check_delivery(
     not_available(&at("max_bytes"), delivery.max_bytes != 0, violations);
     not_available(&at("max_delay"), delivery.max_delay.is_some(), violations);
     not_available(&at("schedule"), delivery.schedule.is_some(), violations);
-    not_available(&at("rate_limit"), delivery.rate_limit.is_some(), violations);
     if !(0..=MAX_IN_FLIGHT).contains(&delivery.max_in_flight) {
         violations.add(
             at("max_in_flight"),
@@ -246,6 +249,23 @@ fn check_delivery(
             .filter(|most| *most != DEFAULT_MAX_IN_FLIGHT),
         timeout.filter(|timeout| *timeout != DEFAULT_TIMEOUT),
     )
+}
+
+fn check_rate_limit(limit: Option<v1::RateLimit>, violations: &mut Violations) -> Option<RateLimit> {
+    let limit = limit?;
+    let at = |name: &str| format!("webhook.delivery.rate_limit.{name}");
+    if !RateLimit::PER_SECOND.contains(&limit.per_second) {
+        violations.add(at("per_second"), "OUT_OF_RANGE", "must be 0.01 to 10,000");
+    }
+    let burst = u32::try_from(limit.burst);
+    if burst.is_err() || burst.is_ok_and(|burst| burst > *RateLimit::BURST.end()) {
+        violations.add(
+            at("burst"),
+            "OUT_OF_RANGE",
+            "must be 1 to 10,000, or 0 for a second's worth",
+        );
+    }
+    RateLimit::new(limit.per_second, burst.ok().and_then(NonZeroU32::new))
 }
 
 fn check_retry(retry: &v1::RetryPolicy, violations: &mut Violations) -> retry::Policy {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use postrider_common::id::{EventName, WebhookId};
-use postrider_common::model::webhook::{EventPattern, Webhook, WhenInactive};
+use postrider_common::model::webhook::{EventPattern, Webhook};
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 
@@ -61,7 +61,7 @@ impl Table {
         let mut table = Self::default();
         for (index, subscriber) in (0_u32..).zip(by_id.into_values()) {
             let webhook = &subscriber.webhook;
-            if webhook.active || webhook.when_inactive == WhenInactive::Hold {
+            if webhook.takes_events() {
                 for pattern in &webhook.event_types {
                     match pattern {
                         EventPattern::Exact(name) => table.exact.entry(name.clone()).or_default().push(index),
@@ -108,7 +108,7 @@ pub(crate) mod tests {
     use std::num::NonZeroU16;
 
     use postrider_common::id::{AccountId, Uid};
-    use postrider_common::model::webhook::Auth;
+    use postrider_common::model::webhook::{Auth, Suspension, WhenInactive};
     use postrider_common::shard;
     use postrider_common::time::Timestamp;
     use proptest::prelude::*;
@@ -134,6 +134,8 @@ pub(crate) mod tests {
             max_in_flight: None,
             http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
             payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
+            rate_limit: None,
+            suspension: None,
             timeout: None,
             retry: postrider_common::retry::Policy::default(),
             headers: Vec::new(),
@@ -159,13 +161,15 @@ pub(crate) mod tests {
             proptest::collection::vec(pattern(), 0..5),
             any::<bool>(),
             any::<bool>(),
+            any::<bool>(),
         );
-        let one = one.prop_map(|(id, patterns, active, hold)| {
+        let one = one.prop_map(|(id, patterns, active, hold, suspended)| {
             let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
             let when_inactive = if hold { WhenInactive::Hold } else { WhenInactive::Drop };
             Webhook {
                 active,
                 when_inactive,
+                suspension: suspended.then(|| Suspension::begin(None, "GONE", "", Timestamp::from_millis(1))),
                 ..webhook("a", &id, &patterns)
             }
         });

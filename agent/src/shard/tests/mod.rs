@@ -61,6 +61,8 @@ pub(super) fn webhook(id: &str) -> Webhook {
         max_in_flight: NonZeroU32::new(4),
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
+        rate_limit: None,
+        suspension: None,
         timeout: None,
         retry: retry::Policy {
             max_attempts: NonZeroU32::new(5),

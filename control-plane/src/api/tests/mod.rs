@@ -4,6 +4,7 @@ mod inputs;
 mod resources;
 mod rotation;
 mod stories;
+mod suspension;
 mod wire;
 
 use std::num::NonZeroU16;

@@ -94,6 +94,8 @@ fn webhook(edit: &Edit, name: &str) -> Webhook {
         max_in_flight: None,
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
+        rate_limit: None,
+        suspension: None,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

@@ -9,6 +9,7 @@ pub mod limit;
 mod metrics;
 pub mod presence;
 pub mod shard;
+pub mod suspension;
 pub mod transport;
 
 use std::path::PathBuf;

@@ -177,6 +177,11 @@ pub fn parse_parked(key: &Key) -> Option<Parked> {
     parse_placed(key.as_str().strip_prefix("parked/")?)
 }
 
+/// All dead letters.
+pub fn all_dead() -> Key {
+    Key::from_stored("dead/")
+}
+
 /// All dead letters of one shard.
 pub fn dead(shard: ShardId) -> Key {
     Key::new(format!("dead/{:04}/", shard.0))

@@ -3,5 +3,6 @@
 pub mod account;
 pub mod event_type;
 pub mod failing;
+pub mod operational;
 pub mod segment;
 pub mod webhook;

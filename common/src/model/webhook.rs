@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::id::{AccountId, EventName, Uid, WebhookId};
+use crate::model::operational;
 use crate::retry;
 use crate::secret::Sealed;
 use crate::time::Timestamp;
@@ -262,7 +263,7 @@ pub enum WhenInactive {
 pub enum EventPattern {
     /// This name.
     Exact(EventName),
-    /// Every name that starts with this text; empty for all.
+    /// Every name that starts with this text; empty for all. It covers no [`operational`] events unless it says so.
     Prefix(String),
 }
 
@@ -286,7 +287,10 @@ impl EventPattern {
     pub fn matches(&self, name: &EventName) -> bool {
         match self {
             Self::Exact(exact) => exact == name,
-            Self::Prefix(prefix) => name.as_str().starts_with(prefix),
+            Self::Prefix(prefix) => {
+                name.as_str().starts_with(prefix)
+                    && (prefix.starts_with(operational::PREFIX) || !operational::is_operational(name))
+            }
         }
     }
 }
@@ -323,6 +327,23 @@ mod tests {
             let pattern = EventPattern::parse(&format!("{prefix}*")).unwrap();
             prop_assert_eq!(pattern.matches(&EventName::new(&name).unwrap()), name.starts_with(&prefix));
         }
+    }
+
+    #[test]
+    fn operational_events_go_only_to_those_who_name_them() {
+        let name = EventName::new(operational::WEBHOOK_SUSPENDED).unwrap();
+        let covers = |text: &str| EventPattern::parse(text).unwrap().matches(&name);
+        for text in ["*", "p*", "postrider*"] {
+            assert!(!covers(text), "{text}");
+        }
+        for text in ["postrider.*", "postrider.webhook.*", "postrider.webhook.suspended"] {
+            assert!(covers(text), "{text}");
+        }
+        assert!(
+            EventPattern::parse("p*")
+                .unwrap()
+                .matches(&EventName::new("postrider").unwrap())
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use postrider_common::id::{EventName, WebhookId};
+use postrider_common::model::operational::{PREFIX, is_operational};
 use postrider_common::model::webhook::{EventPattern, Webhook};
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
@@ -81,7 +82,10 @@ impl Table {
 
     /// The webhooks that events of this name go to, ordered by id; each once, however many of its patterns match.
     pub(crate) fn matching(&self, name: &EventName) -> Vec<&Arc<Subscriber>> {
-        let beginnings = self.lengths.iter().filter_map(|length| name.as_str().get(..*length));
+        // A beginning that is too short to name operational events does not cover them.
+        let shortest = if is_operational(name) { PREFIX.len() } else { 0 };
+        let lengths = self.lengths.iter().filter(|length| **length >= shortest);
+        let beginnings = lengths.filter_map(|length| name.as_str().get(..*length));
         let by_prefix = beginnings.filter_map(|beginning| self.prefixes.get(beginning));
         let mut indexes: Vec<u32> = self
             .exact
@@ -152,7 +156,7 @@ pub(crate) mod tests {
     }
 
     fn pattern() -> impl Strategy<Value = String> {
-        "[AB]{1,3}\\*?|\\*"
+        "[AB]{1,3}\\*?|\\*|postrider\\*|postrider\\.\\*|postrider\\.A\\*?"
     }
 
     fn webhooks() -> impl Strategy<Value = Vec<Webhook>> {
@@ -179,7 +183,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn a_table_matches_exactly_the_webhooks_that_want_the_name_each_once(
-            first in webhooks(), second in webhooks(), removed in "[a-d]", name in "[AB]{1,4}",
+            first in webhooks(), second in webhooks(), removed in "[a-d]", name in "[AB]{1,4}|postrider(\\.A)?",
         ) {
             let name = EventName::new(&name).unwrap();
             let mut model: BTreeMap<String, Webhook> = BTreeMap::new();

@@ -16,6 +16,7 @@ mod batch;
 mod fanout;
 mod idempotency;
 mod json;
+mod operational;
 mod queue;
 mod usage;
 mod writer;
@@ -132,6 +133,10 @@ impl Publisher {
             return Err(Error::Stopping);
         }
         let (admitted, fanout) = self.check(request)?;
+        self.enqueue(admitted, fanout)
+    }
+
+    fn enqueue(&self, admitted: Admitted, fanout: Fanout) -> Result<Pending, Error> {
         if self.fullness.is_full() {
             return Err(Error::StoreFull);
         }

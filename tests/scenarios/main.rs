@@ -14,6 +14,7 @@ mod crash;
 mod deliver;
 mod handover;
 mod lifecycle;
+mod operational_events;
 mod payload;
 mod publish;
 mod reflection;

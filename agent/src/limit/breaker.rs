@@ -5,7 +5,7 @@ use std::time::Duration;
 use postrider_common::time::Timestamp;
 
 use super::failing::Streak;
-use crate::attempt::Reason;
+use crate::attempt::{Outcome, Reason};
 
 /// Failures in a row that trip the breaker: one or two come with every restart of a receiver, and five cost it nothing.
 pub const TRIP_AFTER: u32 = 5;
@@ -38,6 +38,24 @@ pub enum Ended {
     },
     /// The attempt could not be made, or was cut: nothing can be said about the receiver.
     NotMade,
+}
+
+impl From<&Outcome> for Ended {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Delivered { .. } => Self::Success,
+            Outcome::Failed {
+                reason,
+                status,
+                retry_after,
+            } => Self::Failure {
+                reason: *reason,
+                status: *status,
+                retry_after: *retry_after,
+            },
+            Outcome::NotMade { .. } => Self::NotMade,
+        }
+    }
 }
 
 /// The breaker.

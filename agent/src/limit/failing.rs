@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use postrider_common::id::Uid;
 use postrider_common::model::failing::Failing;
+use postrider_common::model::webhook::suspended;
 use postrider_common::time::Timestamp;
+
+use crate::attempt::Reason;
 
 /// A webhook is suspended when it has only failed for so long. As long as events are tried by default: by then the first of them are dead letters, and a
 /// receiver that nobody has looked at for a week is one that nobody misses.
@@ -62,6 +65,36 @@ impl Streak {
     pub fn is_over(self, suspend_after: Duration) -> bool {
         self.last.saturating_since(self.since) >= suspend_after
     }
+}
+
+/// Why a webhook is to be suspended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// Stable, upper-case.
+    pub reason: &'static str,
+    /// For the webhook's owner.
+    pub detail: String,
+}
+
+/// Whether a webhook is to be suspended after an attempt that failed so. `streak` is that after the failure.
+pub fn cause(reason: Reason, status: Option<u16>, streak: Option<Streak>, suspend_after: Duration) -> Option<Cause> {
+    if reason == Reason::Gone {
+        return Some(Cause {
+            reason: suspended::GONE,
+            detail: "the receiver answered 410: it wants no more".to_owned(),
+        });
+    }
+    let streak = streak.filter(|streak| streak.is_over(suspend_after))?;
+    let status = status.map_or_else(String::new, |status| format!(" {status}"));
+    Some(Cause {
+        reason: suspended::FAILING,
+        detail: format!(
+            "every attempt since {} failed, the last at {} with {}{status}",
+            streak.since,
+            streak.last,
+            reason.as_str()
+        ),
+    })
 }
 
 /// What to do about the key of a webhook.
@@ -164,6 +197,25 @@ mod tests {
         }
         assert!(streak.is_over(SUSPEND_AFTER));
         assert!(writes <= 7 * 24 + 1, "{writes}");
+    }
+
+    #[test]
+    fn one_410_suspends_and_other_failures_do_when_they_have_lasted() {
+        let gone = cause(Reason::Gone, Some(410), None, SUSPEND_AFTER).unwrap();
+        assert_eq!(gone.reason, "GONE");
+        let week = Streak {
+            since: BEGIN,
+            last: BEGIN + SUSPEND_AFTER,
+        };
+        let failing = cause(Reason::Status, Some(503), Some(week), SUSPEND_AFTER).unwrap();
+        let detail =
+            "every attempt since 2023-11-14T22:13:20Z failed, the last at 2023-11-21T22:13:20Z with STATUS 503";
+        assert_eq!((failing.reason, failing.detail.as_str()), ("FAILING", detail));
+        assert_eq!(
+            cause(Reason::Connect, None, Some(Streak::begin(BEGIN)), SUSPEND_AFTER),
+            None
+        );
+        assert_eq!(cause(Reason::Connect, None, None, SUSPEND_AFTER), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use postrider_common::egress;
 use postrider_common::id::AgentId;
 
 use crate::Roots;
+use crate::limit::failing;
 
 /// What the agent does, whoever starts it.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// How long requests under way may still take when a shard is handed over.
     pub release_grace: Duration,
+    /// How long a webhook may only fail before it is suspended.
+    pub suspend_after: Duration,
     /// Which networks it may send to beyond the public ones.
     pub egress: egress::Policy,
     /// Which certificate authorities receivers may be certified by.
@@ -41,6 +44,7 @@ pub const SETTINGS: &[Setting] = &[
         "How many shards this agent is meant to have, relative to others",
     ),
     RELEASE_GRACE,
+    SUSPEND_AFTER,
     ROOTS,
     EXTRA_ROOTS,
 ];
@@ -51,6 +55,14 @@ pub const RELEASE_GRACE: Setting = Setting::new(
     "DURATION",
     "800ms",
     "How long requests under way may still take when a shard is handed over; then they are cut, and repeated by the next agent",
+);
+
+/// When a webhook that only fails is switched off.
+pub const SUSPEND_AFTER: Setting = Setting::new(
+    "suspend-after",
+    "DURATION",
+    "168h",
+    "How long every attempt of a webhook must have failed before it is suspended; at least 1s",
 );
 
 /// Which list of certificate authorities.
@@ -79,6 +91,7 @@ pub fn read(settings: &mut Settings, generated_id: AgentId) -> Config {
             .unwrap_or(DEFAULT_WEIGHT),
         lease_ttl: config::lease_ttl(settings),
         release_grace: release_grace(settings),
+        suspend_after: suspend_after(settings),
         egress: config::egress(settings),
         roots: roots(settings),
         extra_roots: settings.all("extra-roots", config::path),
@@ -100,4 +113,13 @@ pub fn release_grace(settings: &mut Settings) -> Duration {
     settings
         .maybe("release-grace", config::duration)
         .unwrap_or(Duration::ZERO)
+}
+
+/// Reads when a webhook that only fails is switched off.
+pub fn suspend_after(settings: &mut Settings) -> Duration {
+    let parse = |text: &str| match config::duration(text)? {
+        short if short < Duration::from_secs(1) => Err("must be at least 1s"),
+        duration => Ok(duration),
+    };
+    settings.maybe("suspend-after", parse).unwrap_or(failing::SUSPEND_AFTER)
 }

@@ -5,11 +5,14 @@ pub mod attempt;
 pub mod auth;
 pub mod catalog;
 pub mod config;
+pub mod limit;
 mod metrics;
 pub mod presence;
 pub mod shard;
+pub mod suspension;
 pub mod transport;
 
+use crate::suspension::Suspender;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,9 +101,11 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         clock: deps.clock.clone(),
         entropy: deps.entropy,
         counters: deps.metrics.shards,
+        suspender: Suspender::spawn(&group, deps.store.clone(), deps.clock.clone()),
     };
     let limits = Limits {
         grace: config.release_grace,
+        suspend_after: config.suspend_after,
         ..Limits::default()
     };
     let work = Arc::new(Shards::new(shards, limits, &group));

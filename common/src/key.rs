@@ -201,6 +201,11 @@ pub fn parse_parked(key: &Key) -> Option<Parked> {
     parse_placed(key.as_str().strip_prefix("parked/")?)
 }
 
+/// All dead letters.
+pub fn all_dead() -> Key {
+    Key::from_stored("dead/")
+}
+
 /// All dead letters of one shard.
 pub fn dead(shard: ShardId) -> Key {
     Key::new(format!("dead/{:04}/", shard.0))
@@ -219,6 +224,23 @@ pub fn dead_segment(dead: &Parked) -> Key {
 /// What a key made by [`dead_segment`] says.
 pub fn parse_dead(key: &Key) -> Option<Parked> {
     parse_placed(key.as_str().strip_prefix("dead/")?)
+}
+
+/// The webhooks of one shard that only fail.
+pub fn failing(shard: ShardId) -> Key {
+    Key::new(format!("failing/{:04}/", shard.0))
+}
+
+/// Since when a webhook only fails.
+pub fn failing_of(shard: ShardId, account: &AccountId, webhook: &WebhookId) -> Key {
+    Key::new(format!("failing/{:04}/{account}/{webhook}", shard.0))
+}
+
+/// Account and webhook of a key made by [`failing_of`].
+pub fn parse_failing(key: &Key) -> Option<(AccountId, WebhookId)> {
+    let (_, name) = key.as_str().strip_prefix("failing/")?.split_once('/')?;
+    let (account, webhook) = name.split_once('/')?;
+    Some((AccountId::new(account).ok()?, WebhookId::new(webhook).ok()?))
 }
 
 fn placed(at: &Parked) -> String {
@@ -333,6 +355,9 @@ mod tests {
             prop_assert_eq!(parse_parked(&parked_segment(&parked)), Some(parked.clone()));
             prop_assert!(parked_segment(&parked).as_str().starts_with(super::parked(parked.shard).as_str()));
             prop_assert_eq!(parse_dead(&dead_segment(&parked)), Some(parked.clone()));
+            let failing = failing_of(parked.shard, &parked.account, &parked.webhook);
+            prop_assert!(failing.as_str().starts_with(super::failing(parked.shard).as_str()));
+            prop_assert_eq!(parse_failing(&failing), Some((parked.account, parked.webhook)));
         }
 
         #[test]
@@ -347,7 +372,7 @@ mod tests {
         #[test]
         fn no_text_makes_the_parsers_panic(text in "\\PC{0,80}") {
             let key = Key::from_stored(&text);
-            let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_shard(&key), parse_agent(&key));
+            let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_failing(&key), parse_shard(&key), parse_agent(&key));
         }
     }
 }

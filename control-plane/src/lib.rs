@@ -1,5 +1,6 @@
 //! The control plane: gRPC services for webhooks and publishing.
 
+mod announce;
 mod api;
 mod catalog;
 mod cell;
@@ -97,7 +98,12 @@ where
             counters: deps.metrics.publish.clone(),
         },
     );
-    lead(&group, &config, &deps, cell.shard_count);
+    let announcer = announce::Deps {
+        store: deps.store.clone(),
+        clock: deps.clock.clone(),
+        publisher: publisher.clone(),
+    };
+    lead(&group, &config, &deps, cell.shard_count, announcer);
     let (caught_up, types_caught_up, accounts_caught_up) = (catalog.clone(), catalog.clone(), catalog.clone());
     let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe);
     let api = api::routes(api::Deps {
@@ -180,8 +186,8 @@ async fn cell(config: &Config, deps: &Deps) -> anyhow::Result<cell::Cell> {
     }
 }
 
-/// Campaigns; while leading, places shards and compacts.
-fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::NonZeroU16) {
+/// Campaigns; while leading, places shards, compacts and announces.
+fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::NonZeroU16, announcer: announce::Deps) {
     let store = deps.store.clone();
     leader::spawn(
         group,
@@ -189,12 +195,13 @@ fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::Non
         config.id.clone(),
         config.lease_ttl,
         move |term, over| {
-            let store = store.clone();
+            let (store, announcer) = (store.clone(), announcer.clone());
             Box::pin(async move {
-                // A term in which either has ended is given up.
+                // A term in which any of them has ended is given up.
                 tokio::select! {
                     () = placement::run(store.clone(), term, shards, over.clone()) => {}
-                    () = sweep::run(store, over) => {}
+                    () = sweep::run(store, over.clone()) => {}
+                    () = announce::run(announcer, over) => {}
                 }
             })
         },

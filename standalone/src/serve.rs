@@ -42,6 +42,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     postrider_control_plane::config::SHARDS,
     postrider_control_plane::config::STORE_QUOTA,
     postrider_agent::config::RELEASE_GRACE,
+    postrider_agent::config::SUSPEND_AFTER,
     postrider_agent::config::ROOTS,
     postrider_agent::config::EXTRA_ROOTS,
 ];
@@ -80,6 +81,7 @@ pub(crate) fn options(settings: &mut Settings, data: PathBuf, entropy: &SharedEn
             lease_ttl,
             egress,
             release_grace: postrider_agent::config::release_grace(settings),
+            suspend_after: postrider_agent::config::suspend_after(settings),
             roots: postrider_agent::config::roots(settings),
             extra_roots: settings.all("extra-roots", config::path),
         },

@@ -16,11 +16,13 @@ mod crash;
 mod deliver;
 mod handover;
 mod lifecycle;
+mod operational_events;
 mod payload;
 mod publish;
 mod publish_checks;
 mod reflection;
 mod standalone;
+mod unwell;
 
 use std::time::Duration;
 

@@ -11,6 +11,7 @@ use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 
 use super::bits::Bits;
+use crate::limit::failing::Cause;
 
 /// What an event costs in memory besides its body: ids, name, texts, bookkeeping. An estimate, on the high side.
 const EVENT_OVERHEAD: usize = 400;
@@ -221,8 +222,10 @@ pub enum Record {
         /// The source.
         source: SourceId,
     },
-    /// A parked segment whose webhook does not exist any more.
+    /// A key that is of no use any more: a parked segment whose webhook does not exist, or the note of a webhook that does not fail any more.
     Discard(Key),
+    /// A note about a webhook, by its key.
+    Note(Key, Bytes),
 }
 
 /// A delivery that goes into another stored segment.
@@ -263,6 +266,15 @@ pub struct Load {
     pub segments: Vec<Parked>,
 }
 
+/// A webhook to be switched off.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Suspend {
+    /// As it was when the attempts were made.
+    pub webhook: Arc<Webhook>,
+    /// Why.
+    pub cause: Cause,
+}
+
 /// What the state wants done.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -270,6 +282,8 @@ pub struct Effects {
     pub records: Vec<Record>,
     /// To be read.
     pub loads: Vec<Load>,
+    /// Webhooks to be switched off.
+    pub suspensions: Vec<Suspend>,
     /// Bytes of memory that are free again now; those of moved deliveries are when they are recorded.
     pub freed: usize,
 }

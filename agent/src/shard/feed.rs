@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Key, Parked};
+use postrider_common::model::failing::Failing;
 use postrider_common::shard::ShardId;
 use postrider_common::store::{ReadError, Revision, SharedStore, list_all};
 use postrider_common::task;
@@ -31,6 +33,8 @@ pub struct Found {
     pub progress: Option<BTreeMap<Key, Bytes>>,
     /// The parked segments.
     pub parked: Vec<Parked>,
+    /// Webhooks that were failing.
+    pub failing: Vec<((AccountId, WebhookId), Failing)>,
 }
 
 /// Reads what a shard holds, until the store answers. Only its owner writes these keys, so they do not change behind the owner's back.
@@ -65,6 +69,13 @@ async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadErr
         match key::parse_parked(&entry.key) {
             Some(parked) => found.parked.push(parked),
             None => tracing::error!(key = %entry.key, "not the key of a parked segment: it is left alone"),
+        }
+    }
+    let (failing, _) = list_all(store.as_ref(), &key::failing(shard), false).await?;
+    for entry in failing {
+        match (key::parse_failing(&entry.key), stored::decode_failing(entry.value)) {
+            (Some((account, webhook)), Ok(failing)) => found.failing.push(((account, webhook), failing)),
+            (_, _) => tracing::warn!(key = %entry.key, "not a note of a failing webhook: it is left alone"),
         }
     }
     Ok(found)

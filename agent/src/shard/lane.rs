@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{Parked, ParkedKind};
+use postrider_common::model::failing::Failing;
 use postrider_common::model::webhook::{DEFAULT_MAX_IN_FLIGHT, Webhook};
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
@@ -13,6 +14,9 @@ use postrider_common::time::Timestamp;
 
 use super::delivery::{Delivery, Known, SourceId};
 use super::gathering::{BATCH_SOURCES, Gathering};
+use crate::limit::breaker::Breaker;
+use crate::limit::failing::Streak;
+use crate::limit::rate::{self, Meter};
 
 /// Deliveries that a lane keeps ready in memory: a burst of two full publish transactions flows through without being parked.
 pub const LANE_LIMIT: usize = 1024;
@@ -86,6 +90,12 @@ pub struct Lane {
     pub reserved: usize,
     /// What waits to be made up into batches.
     pub gathering: Gathering,
+    /// Holds everything back while the receiver seems to be down.
+    pub breaker: Breaker,
+    /// How much of the webhook's rate limit is used up.
+    meter: Meter,
+    /// What the store says about its failures.
+    pub noted: Option<Failing>,
     /// For events accepted from the first moment until before the second, batches go at the second.
     next_run: Option<(Timestamp, Timestamp)>,
     ready: VecDeque<Delivery>,
@@ -110,6 +120,9 @@ impl Lane {
             alarm: None,
             reserved: 0,
             gathering: Gathering::default(),
+            breaker: Breaker::default(),
+            meter: Meter::default(),
+            noted: None,
             next_run: None,
             ready: VecDeque::new(),
             runs: 0,
@@ -132,6 +145,7 @@ impl Lane {
                     self.next_run = None;
                     self.gathering.reschedule();
                 }
+                self.reconfigured(webhook);
                 self.config = Config::Known(webhook.clone(), *at);
             }
             Known::Absent(at) if *at >= revision => self.config = Config::Gone(*at),
@@ -140,10 +154,27 @@ impl Lane {
         }
     }
 
+    /// What a new configuration means for what was learned by the old one.
+    fn reconfigured(&mut self, webhook: &Webhook) {
+        match &self.config {
+            Config::Known(before, _) if !before.is_serving() && webhook.is_serving() => self.breaker.careful(),
+            Config::Known(before, _) if before.generation != webhook.generation => {
+                self.breaker.reconfigured(Timestamp::from_millis(0));
+            }
+            Config::Known(..) => {}
+            Config::Unknown | Config::Unreadable | Config::Gone(_) => {
+                let noted = self.noted.as_ref();
+                if let Some(streak) = noted.and_then(|noted| Streak::noted(noted, (&webhook.uid, webhook.generation))) {
+                    self.breaker = Breaker::resume(streak);
+                }
+            }
+        }
+    }
+
     /// The configuration by which something may be sent now.
     pub fn active(&self) -> Option<&Arc<Webhook>> {
         match &self.config {
-            Config::Known(webhook, _) if webhook.active => Some(webhook),
+            Config::Known(webhook, _) if webhook.is_serving() => Some(webhook),
             Config::Known(..) | Config::Unknown | Config::Unreadable | Config::Gone(_) => None,
         }
     }
@@ -158,7 +189,24 @@ impl Lane {
         let most = |webhook: &Webhook| webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get();
         !self.ready.is_empty()
             && self.paused_until <= now
-            && self.active().is_some_and(|webhook| self.in_flight < most(webhook))
+            && self.active().is_some_and(|webhook| {
+                self.breaker.may_start(now, self.in_flight, most(webhook))
+                    && limit(webhook).is_none_or(|limit| self.meter.may_start(&limit, now))
+            })
+    }
+
+    /// A request starts. Only after [`Lane::can_start`].
+    pub fn started(&mut self, webhook: &Webhook, now: Timestamp) {
+        self.in_flight += 1;
+        self.breaker.started();
+        if let Some(limit) = limit(webhook) {
+            self.meter.started(&limit, now);
+        }
+    }
+
+    /// The receiver wants to be left alone, or no attempt can be made, until then.
+    fn rests_until(&self) -> Timestamp {
+        self.paused_until.max(self.breaker.until().unwrap_or_default())
     }
 
     /// Whether a delivery that was just accepted may stay in memory. `allowance` says how many ready ones a lane may have at the moment: while memory
@@ -178,7 +226,7 @@ impl Lane {
 
     /// Its receiver wants to be left alone for a good while.
     pub fn rests_long(&self, now: Timestamp) -> bool {
-        self.paused_until > now + LONG_REST
+        self.rests_until() > now + LONG_REST
     }
 
     /// Whether another delivery fits. Those under way count too: a receiver that hangs must not take more than its share by having nothing ready.
@@ -331,7 +379,7 @@ impl Lane {
     /// gets one).
     pub fn next_load(&mut self, shard: ShardId, now: Timestamp, allowance: usize) -> Vec<Parked> {
         let mut segments = Vec::new();
-        if self.reserved > 0 || self.is_held() || self.paused_until > now {
+        if self.reserved > 0 || self.is_held() || self.rests_until() > now {
             return segments;
         }
         while let Some(first) = self.parked.first().copied() {
@@ -391,9 +439,14 @@ impl Lane {
         let parked = parked.filter(|_| self.reserved == 0 && !self.is_held());
         // What is due already waits for room or for the end of a pause, not for time.
         let later = |at: &Timestamp| *at > now;
-        let pause = Some(self.paused_until)
+        let pause = Some(self.rests_until())
             .filter(|_| !self.ready.is_empty() || !self.parked.is_empty() || !self.gathering.is_empty());
-        [waiting.filter(later), parked.filter(later), pause.filter(later)]
+        let limit = self
+            .active()
+            .and_then(|webhook| limit(webhook))
+            .filter(|_| !self.ready.is_empty());
+        let rate = limit.and_then(|limit| self.meter.until(&limit, now));
+        [waiting.filter(later), parked.filter(later), pause.filter(later), rate]
             .into_iter()
             .flatten()
             .min()
@@ -424,7 +477,13 @@ impl Lane {
             && self.moving == 0
             && self.reserved == 0
             && !self.queued
+            // Its failures are remembered until it is well again or gone.
+            && (self.breaker.streak().is_none() && self.noted.is_none() || matches!(self.config, Config::Gone(_)))
     }
+}
+
+fn limit(webhook: &Webhook) -> Option<rate::Limit> {
+    webhook.rate_limit.as_ref().map(rate::Limit::new)
 }
 
 #[cfg(test)]

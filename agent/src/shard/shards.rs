@@ -19,6 +19,8 @@ use super::worker::Worker;
 use super::{Running, Tenure, Work};
 use crate::attempt::Sender;
 use crate::catalog::Catalog;
+use crate::limit::failing::SUSPEND_AFTER;
+use crate::suspension::Suspender;
 
 /// What an agent may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Limits {
     pub attempts: usize,
     /// How long attempts under way may still take when a shard is released; then they are cut, and repeated by the next owner.
     pub grace: Duration,
+    /// A webhook is suspended when it has only failed for so long.
+    pub suspend_after: Duration,
 }
 
 impl Default for Limits {
@@ -39,6 +43,7 @@ impl Default for Limits {
             bytes: 64 << 20,
             attempts: 8192,
             grace: Duration::from_millis(800),
+            suspend_after: SUSPEND_AFTER,
         }
     }
 }
@@ -60,6 +65,8 @@ pub struct Deps {
     pub entropy: SharedEntropy,
     /// What is counted.
     pub counters: Arc<Counters>,
+    /// Switches webhooks off.
+    pub suspender: Suspender,
 }
 
 /// Starts workers: all that an agent's workers share.

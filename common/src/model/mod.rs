@@ -4,5 +4,7 @@ pub mod account;
 pub mod auth;
 pub mod batching;
 pub mod event_type;
+pub mod failing;
+pub mod operational;
 pub mod segment;
 pub mod webhook;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::batching::Batching;
 use crate::id::{AccountId, EventName, Uid, WebhookId};
+use crate::model::operational;
 use crate::retry;
 use crate::time::Timestamp;
 
@@ -57,25 +59,137 @@ pub struct Webhook {
     pub payload_format: PayloadFormat,
     /// When events are sent, and how many share a request.
     pub batching: Batching,
+    /// How fast requests may go; `None` means without limit.
+    pub rate_limit: Option<RateLimit>,
     /// When failed deliveries are tried again.
     pub retry: retry::Policy,
     /// Extra headers of every request: name (lower case) and value.
     pub headers: Vec<(String, String)>,
     /// Free key/value pairs.
     pub labels: BTreeMap<String, String>,
+    /// The last time that the system switched it off; it may be over.
+    pub suspension: Option<Suspension>,
 }
 
 impl Webhook {
     /// Whether events of this name go to the webhook now (or, with [`WhenInactive::Hold`], wait for it).
     pub fn wants(&self, name: &EventName) -> bool {
-        (self.active || self.when_inactive == WhenInactive::Hold)
-            && self.event_types.iter().any(|pattern| pattern.matches(name))
+        self.takes_events() && self.event_types.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Whether events go to the webhook at all (or, with [`WhenInactive::Hold`], wait for it).
+    pub fn takes_events(&self) -> bool {
+        self.is_serving() || self.when_inactive == WhenInactive::Hold
+    }
+
+    /// Whether requests may be made: neither its owner nor the system has switched it off.
+    pub fn is_serving(&self) -> bool {
+        self.active && self.suspended().is_none()
+    }
+
+    /// The suspension that is in force.
+    pub fn suspended(&self) -> Option<&Suspension> {
+        self.suspension
+            .as_ref()
+            .filter(|suspension| suspension.end_time.is_none_or(|end| end < suspension.time))
     }
 
     /// The place that a secret of this webhook is sealed for (see [`crate::secret::Keyring::seal`]). `field` is one of [`super::auth::place`], or
     /// `signing/` and the secret's id.
     pub fn seal_context(account: &AccountId, uid: &Uid, field: &str) -> String {
         format!("webhook|{account}|{uid}|{field}")
+    }
+}
+
+/// A time that the system switched a webhook off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspension {
+    /// Why: stable, upper-case. One of those of [`suspended`], or of a later release.
+    pub reason: String,
+    /// When.
+    pub time: Timestamp,
+    /// What happened, for people.
+    pub detail: String,
+    /// When the webhook was last put back; the suspension is in force if that was before [`Suspension::time`], or never.
+    pub end_time: Option<Timestamp>,
+}
+
+impl Suspension {
+    /// A suspension that begins now. It is later than the end of the one before, whatever the clocks of two machines say.
+    pub fn begin(before: Option<&Self>, reason: &str, detail: &str, now: Timestamp) -> Self {
+        let over = before.and_then(|before| before.end_time);
+        Self {
+            reason: reason.to_owned(),
+            time: over.map_or(now, |over| now.max(over + Duration::from_millis(1))),
+            detail: if detail.is_empty() { reason } else { detail }.to_owned(),
+            end_time: over,
+        }
+    }
+
+    /// The suspension, over by now.
+    #[must_use]
+    pub fn ended(self, now: Timestamp) -> Self {
+        Self {
+            end_time: Some(now.max(self.time)),
+            ..self
+        }
+    }
+}
+
+/// Why webhooks are suspended.
+pub mod suspended {
+    /// The receiver answered 410.
+    pub const GONE: &str = "GONE";
+    /// All attempts failed for too long.
+    pub const FAILING: &str = "FAILING";
+}
+
+/// How fast requests may go.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RateLimit {
+    per_second: f64,
+    burst: Option<NonZeroU32>,
+}
+
+impl RateLimit {
+    /// Requests a second that can be asked for: one in 100 seconds, up to what a shard can do.
+    pub const PER_SECOND: RangeInclusive<f64> = 0.01..=10_000.0;
+
+    /// Requests at once after a pause that can be asked for.
+    pub const BURST: RangeInclusive<u32> = 1..=10_000;
+
+    /// A limit; no burst means a second's worth. `None` if a number is out of its range.
+    pub fn new(per_second: f64, burst: Option<NonZeroU32>) -> Option<Self> {
+        let default = Self {
+            per_second,
+            burst: None,
+        }
+        .burst();
+        let limit = Self {
+            per_second,
+            // So that a later release may change the default for those who chose nothing.
+            burst: burst.filter(|burst| *burst != default),
+        };
+        // NaN is in no range.
+        let valid = Self::PER_SECOND.contains(&per_second) && Self::BURST.contains(&limit.burst().get());
+        valid.then_some(limit)
+    }
+
+    /// Requests a second, on average.
+    pub const fn per_second(&self) -> f64 {
+        self.per_second
+    }
+
+    /// How many requests may go at once after a pause: as asked for, or a second's worth.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 10,000.
+    pub fn burst(&self) -> NonZeroU32 {
+        let default = NonZeroU32::new(self.per_second as u32).unwrap_or(NonZeroU32::MIN);
+        self.burst.unwrap_or(default)
+    }
+
+    /// The burst, if it is not the default.
+    pub const fn chosen_burst(&self) -> Option<NonZeroU32> {
+        self.burst
     }
 }
 
@@ -120,7 +234,7 @@ pub enum WhenInactive {
 pub enum EventPattern {
     /// This name.
     Exact(EventName),
-    /// Every name that starts with this text; empty for all.
+    /// Every name that starts with this text; empty for all. It covers no [`operational`] events unless it says so.
     Prefix(String),
 }
 
@@ -144,7 +258,10 @@ impl EventPattern {
     pub fn matches(&self, name: &EventName) -> bool {
         match self {
             Self::Exact(exact) => exact == name,
-            Self::Prefix(prefix) => name.as_str().starts_with(prefix),
+            Self::Prefix(prefix) => {
+                name.as_str().starts_with(prefix)
+                    && (prefix.starts_with(operational::PREFIX) || !operational::is_operational(name))
+            }
         }
     }
 }
@@ -181,6 +298,37 @@ mod tests {
             let pattern = EventPattern::parse(&format!("{prefix}*")).unwrap();
             prop_assert_eq!(pattern.matches(&EventName::new(&name).unwrap()), name.starts_with(&prefix));
         }
+    }
+
+    #[test]
+    fn operational_events_go_only_to_those_who_name_them() {
+        let name = EventName::new(operational::WEBHOOK_SUSPENDED).unwrap();
+        let covers = |text: &str| EventPattern::parse(text).unwrap().matches(&name);
+        for text in ["*", "p*", "postrider*"] {
+            assert!(!covers(text), "{text}");
+        }
+        for text in ["postrider.*", "postrider.webhook.*", "postrider.webhook.suspended"] {
+            assert!(covers(text), "{text}");
+        }
+        assert!(
+            EventPattern::parse("p*")
+                .unwrap()
+                .matches(&EventName::new("postrider").unwrap())
+        );
+    }
+
+    #[test]
+    fn a_rate_limit_has_a_range_and_a_burst_of_its_own_if_none_is_given() {
+        let burst =
+            |per_second, burst| RateLimit::new(per_second, NonZeroU32::new(burst)).map(|limit| limit.burst().get());
+        assert_eq!(burst(0.01, 0), Some(1));
+        assert_eq!(burst(2.9, 0), Some(2));
+        assert_eq!(burst(10_000.0, 0), Some(10_000));
+        assert_eq!(burst(1.0, 10_000), Some(10_000));
+        for bad in [0.0, 0.0099, -1.0, 10_000.1, f64::NAN, f64::INFINITY] {
+            assert_eq!(burst(bad, 0), None, "{bad}");
+        }
+        assert_eq!(burst(1.0, 10_001), None);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use postrider_common::model::auth::ClientAuthentication;
 use postrider_common::model::batching::Mode;
 use postrider_common::model::event_type::{Category, EventType};
 use postrider_common::model::webhook::{
-    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Webhook, WhenInactive,
+    Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Suspension, Webhook,
+    WhenInactive,
 };
 use postrider_common::signature::Algorithm;
 use postrider_common::time::Timestamp;
@@ -22,13 +23,13 @@ use crate::catalog::edit::Resource as _;
 
 /// A webhook as callers see it at `now` (secrets that have expired by then are not named).
 pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
-    let (state, state_reason) = if webhook.active {
-        (v1::webhook::State::Active, "")
-    } else {
-        (
+    let (state, state_reason) = match webhook.suspended() {
+        _ if !webhook.active => (
             v1::webhook::State::Retired,
-            "switched off by its owner: active is false",
-        )
+            "switched off by its owner: active is false".to_owned(),
+        ),
+        Some(suspension) => (v1::webhook::State::Suspended, suspension_reason(suspension)),
+        None => (v1::webhook::State::Active, String::new()),
     };
     let when_inactive = match webhook.when_inactive {
         WhenInactive::Drop => v1::webhook::WhenInactive::Drop,
@@ -53,7 +54,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         filter: String::new(),
         active: Some(webhook.active),
         state: state.into(),
-        state_reason: state_reason.to_owned(),
+        state_reason,
         when_inactive: when_inactive.into(),
         delivery: Some(v1::DeliveryOptions {
             mode: match webhook.batching.mode {
@@ -79,7 +80,10 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
                 HttpVersion::Http2 => v1::delivery_options::HttpVersion::Http2,
             }
             .into(),
-            ..v1::DeliveryOptions::default()
+            rate_limit: webhook.rate_limit.map(|limit| v1::RateLimit {
+                per_second: limit.per_second(),
+                burst: number(limit.burst().get()),
+            }),
         }),
         retry: Some(v1::RetryPolicy {
             max_attempts: number(webhook.retry.max_attempts.map_or(0, NonZeroU32::get)),
@@ -148,6 +152,15 @@ fn auth(auth: &Auth, now: Timestamp) -> v1::Auth {
         }),
     };
     v1::Auth { method: Some(method) }
+}
+
+/// Why a webhook is suspended, for people; it begins with the stable reason.
+fn suspension_reason(suspension: &Suspension) -> String {
+    let detail = suspension.detail.as_str();
+    format!(
+        "{}: switched off by the system at {}: {detail}; update it with active = true to put it back",
+        suspension.reason, suspension.time
+    )
 }
 
 /// The secrets that sign at `now`, newest first.

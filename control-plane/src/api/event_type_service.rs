@@ -3,6 +3,7 @@
 use postrider_common::id::EventName;
 use postrider_common::key::{self, DedupeKind};
 use postrider_common::model::event_type::EventType;
+use postrider_common::model::operational::{PREFIX, is_operational};
 use postrider_common::wire::stored::decode_event_type;
 use postrider_proto::v1;
 use tonic::{Request, Response, Status};
@@ -70,6 +71,10 @@ impl EventTypes {
         let id = names::chosen("event_type_id", &request.event_type_id, EventName::new, &mut violations);
         if request.event_type_id.is_empty() {
             violations.add("event_type_id", "REQUIRED", "must be the name that events carry");
+        }
+        if id.as_ref().is_some_and(is_operational) {
+            let description = format!("names that begin with {PREFIX} are the system's own");
+            violations.add("event_type_id", "RESERVED", description);
         }
         let key = names::request_id(&request.request_id, &mut violations).map(|id| {
             let content = v1::CreateEventTypeRequest {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use postrider_common::model::batching::Batching;
 use postrider_common::model::webhook::{
-    DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive,
+    DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, RateLimit, Webhook, WhenInactive,
 };
 use postrider_common::retry;
 use postrider_common::time::Timestamp;
@@ -45,6 +45,7 @@ pub(crate) struct Draft {
     pub(crate) http_version: HttpVersion,
     pub(crate) payload_format: PayloadFormat,
     pub(crate) batching: Batching,
+    pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) retry: retry::Policy,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -92,6 +93,7 @@ pub(crate) fn check(
         Format::Raw => PayloadFormat::Raw,
     };
     let batching = batching_rules::check(&delivery, payload_format, violations);
+    let rate_limit = check_rate_limit(delivery.rate_limit, violations);
     let (max_in_flight, timeout) = check_delivery(delivery, violations);
     Draft {
         target_url,
@@ -103,6 +105,7 @@ pub(crate) fn check(
         http_version,
         payload_format,
         batching,
+        rate_limit,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
         headers: header_rules::check("webhook.headers", &message.headers, &auth.headers(), violations),
         auth,
@@ -155,7 +158,6 @@ fn check_delivery(
         OnFailure::Unspecified | OnFailure::DeadLetter => {}
         OnFailure::Block | OnFailure::ParkKey => not_available(&at("on_failure"), true, violations),
     }
-    not_available(&at("rate_limit"), delivery.rate_limit.is_some(), violations);
     if !(0..=MAX_IN_FLIGHT).contains(&delivery.max_in_flight) {
         violations.add(
             at("max_in_flight"),
@@ -176,6 +178,23 @@ fn check_delivery(
             .filter(|most| *most != DEFAULT_MAX_IN_FLIGHT),
         timeout.filter(|timeout| *timeout != DEFAULT_TIMEOUT),
     )
+}
+
+fn check_rate_limit(limit: Option<v1::RateLimit>, violations: &mut Violations) -> Option<RateLimit> {
+    let limit = limit?;
+    let at = |name: &str| format!("webhook.delivery.rate_limit.{name}");
+    if !RateLimit::PER_SECOND.contains(&limit.per_second) {
+        violations.add(at("per_second"), "OUT_OF_RANGE", "must be 0.01 to 10,000");
+    }
+    let burst = u32::try_from(limit.burst);
+    if burst.is_err() || burst.is_ok_and(|burst| burst > *RateLimit::BURST.end()) {
+        violations.add(
+            at("burst"),
+            "OUT_OF_RANGE",
+            "must be 1 to 10,000, or 0 for a second's worth",
+        );
+    }
+    RateLimit::new(limit.per_second, burst.ok().and_then(NonZeroU32::new))
 }
 
 fn check_retry(retry: &v1::RetryPolicy, violations: &mut Violations) -> retry::Policy {

@@ -148,6 +148,7 @@ impl Webhooks {
         let Some(id) = id else {
             return violations.or(scratch);
         };
+        // Only a caller who says so puts a suspended webhook back: not one who leaves the field to its default.
         let change = |present: &Webhook| {
             let mut violations = violations.clone();
             let mut message = convert::webhook(present, self.0.clock.now());
@@ -167,7 +168,13 @@ impl Webhooks {
                 &mut violations,
             );
             violations.or(())?;
-            Ok(self.rebuild(present, draft))
+            let mut webhook = self.rebuild(present, draft);
+            if scratch.active == Some(true) && webhook.suspended().is_some() {
+                webhook.suspension = webhook
+                    .suspension
+                    .map(|suspension| suspension.ended(self.0.clock.now()));
+            }
+            Ok(webhook)
         };
         let apply = Apply::new(request.validate_only);
         let written = self.0.edit.update(&id, etag.as_ref(), apply, change).await;
@@ -203,9 +210,11 @@ impl Webhooks {
             payload_format: draft.payload_format,
             batching: draft.batching.clone(),
             timeout: None,
+            rate_limit: None,
             retry: draft.retry,
             headers: Vec::new(),
             labels: draft.labels.clone(),
+            suspension: None,
         };
         self.rebuild(&present, draft)
     }
@@ -231,9 +240,11 @@ impl Webhooks {
             payload_format: draft.payload_format,
             batching: draft.batching,
             timeout: draft.timeout,
+            rate_limit: draft.rate_limit,
             retry: draft.retry,
             headers: draft.headers,
             labels: draft.labels,
+            suspension: present.suspension.clone(),
         }
     }
 }

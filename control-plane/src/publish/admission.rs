@@ -6,6 +6,7 @@ use bytes::Bytes;
 use postrider_common::entropy::Entropy;
 use postrider_common::id::{AccountId, EventId, EventName, RequestId};
 use postrider_common::model::event_type::Category;
+use postrider_common::model::operational::{PREFIX, is_operational};
 use postrider_common::model::segment::Event;
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
@@ -238,6 +239,11 @@ impl Check<'_> {
             return Some(before.clone());
         }
         match EventName::new(text) {
+            Ok(name) if is_operational(&name) => {
+                let description = format!("names that begin with {PREFIX} are the system's own");
+                self.mistake(format!("events[{index}].event_name"), "RESERVED", description);
+                None
+            }
             Ok(name) => {
                 self.name = Some(name.clone());
                 Some(name)

@@ -16,6 +16,7 @@ mod batch;
 mod fanout;
 mod idempotency;
 mod json;
+mod operational;
 mod queue;
 mod screen;
 mod usage;
@@ -132,11 +133,16 @@ impl Publisher {
         if self.stop.is_cancelled() {
             return Err(Error::Stopping);
         }
+        let checked = self.check(request)?;
+        self.enqueue(checked)
+    }
+
+    fn enqueue(&self, checked: Checked) -> Result<Pending, Error> {
         let Checked {
             admitted,
             fanout,
             strangers,
-        } = self.check(request)?;
+        } = checked;
         if self.fullness.is_full() {
             return Err(Error::StoreFull);
         }

@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Key, Parked};
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, Op, Revision, Write};
@@ -17,7 +16,7 @@ use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 use postrider_proto::stored as pb;
 
-use super::pack::{self, Pack};
+use super::pack::{self, Group, Pack};
 use crate::shard::bits::Bits;
 use crate::shard::delivery::{Batch, Destination, Record, SourceId, size};
 
@@ -26,12 +25,6 @@ pub const DRAFT_OPS: usize = 100;
 
 /// Bytes of one transaction before compression: after it, a write is where etcd is at its best (64 to 256 KB).
 pub const DRAFT_BYTES: usize = 1 << 20;
-
-/// Deliveries of one parked or dead segment.
-pub const PACK_DELIVERIES: usize = 256;
-
-/// Bytes of events in one parked or dead segment, unless it holds just one event.
-pub const PACK_BYTES: usize = 64 << 10;
 
 /// What the ledger knows of one shard.
 #[derive(Debug)]
@@ -121,6 +114,7 @@ impl Book {
             | Record::Moved(_)
             | Record::Batch(_)
             | Record::Finished { .. }
+            | Record::Note(..)
             | Record::Discard(_)) => other,
         };
         self.pending.push_back(record);
@@ -196,7 +190,7 @@ pub fn draft_deletions<'a>(books: impl Iterator<Item = (u64, &'a Book)>) -> Opti
                     part.touched.insert(*source, open.done.full());
                     taken.insert(place);
                 }
-                Record::Open { .. } | Record::Moved(_) | Record::Batch(_) => {}
+                Record::Open { .. } | Record::Moved(_) | Record::Batch(_) | Record::Note(..) => {}
             }
         }
         if !taken.is_empty() {
@@ -261,9 +255,6 @@ struct Room {
     bytes: usize,
 }
 
-/// Deliveries that go into one stored segment: of one webhook, with nearly the same due time.
-type Group<'a> = (Destination, u32, &'a AccountId, &'a WebhookId);
-
 /// Takes records of one book until there is no more room.
 struct Drawing<'a, 'r> {
     book: &'a Book,
@@ -272,6 +263,7 @@ struct Drawing<'a, 'r> {
     last_pack: BTreeMap<Group<'a>, usize>,
     touched: BTreeMap<SourceId, Bits>,
     discarded: Vec<Key>,
+    notes: BTreeMap<&'a Key, &'a Bytes>,
     taken: usize,
 }
 
@@ -286,6 +278,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
             last_pack: BTreeMap::new(),
             touched: BTreeMap::new(),
             discarded: Vec::new(),
+            notes: BTreeMap::new(),
             taken: 0,
         }
     }
@@ -319,7 +312,13 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 write.ops.push(Op::delete(open.key.clone()));
             }
         }
-        write.ops.extend(self.discarded.iter().cloned().map(Op::delete));
+        // What was noted after it was discarded stays.
+        let gone = self.discarded.iter().filter(|key| !self.notes.contains_key(key));
+        write.ops.extend(gone.cloned().map(Op::delete));
+        let notes = std::mem::take(&mut self.notes).into_iter();
+        write
+            .ops
+            .extend(notes.map(|(key, value)| Op::put(key.clone(), value.clone())));
         if let Some(op) = self.progress(&mut part.stored) {
             self.room.bytes = self.room.bytes.saturating_sub(op.size());
             write.ops.push(op);
@@ -341,7 +340,16 @@ impl<'a, 'r> Drawing<'a, 'r> {
                     return false;
                 }
                 self.room.ops -= 1;
+                self.notes.remove(key);
                 self.discarded.push(key.clone());
+                true
+            }
+            Record::Note(key, value) => {
+                if self.room.ops == 0 {
+                    return false;
+                }
+                self.room.ops -= 1;
+                self.notes.insert(key, value);
                 true
             }
             Record::Over { source, index } => self.end(*source, *index, 0),
@@ -354,9 +362,8 @@ impl<'a, 'r> Drawing<'a, 'r> {
                     Destination::Dead => 0,
                 };
                 let group = (moved.to, bucket, &delivery.origin.account, &delivery.origin.webhook);
-                let fits = |pack: &Pack<'_>| pack.deliveries.len() < PACK_DELIVERIES && pack.bytes + size <= PACK_BYTES;
                 let last = self.last_pack.get(&group).copied();
-                let last = last.filter(|at| self.packs.get(*at).is_some_and(fits));
+                let last = last.filter(|at| self.packs.get(*at).is_some_and(|pack| pack.has_room(size)));
                 // The first record of a draft goes in whatever its size: an event is never larger than a write may be.
                 if size > self.room.bytes && self.room.bytes != DRAFT_BYTES
                     || !self.end(delivery.source, delivery.index, usize::from(last.is_none()))

@@ -7,7 +7,7 @@
 //! all its shards. While the store is away workers go on until they have too much unwritten (see [`Pen::may_start`]).
 
 pub mod batch;
-mod pack;
+pub mod pack;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked, ParkedKind};
 use postrider_common::model::segment;
 use postrider_common::shard::ShardId;
@@ -10,6 +11,15 @@ use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
 use crate::shard::delivery::{Delivery, Destination};
+
+/// Deliveries of one parked or dead segment.
+pub const PACK_DELIVERIES: usize = 256;
+
+/// Bytes of events in one parked or dead segment, unless it holds just one event.
+pub const PACK_BYTES: usize = 64 << 10;
+
+/// What deliveries that go into one stored segment have in common: of one webhook, with nearly the same due time.
+pub(super) type Group<'a> = (Destination, u32, &'a AccountId, &'a WebhookId);
 
 /// Deliveries of one stored segment: of one webhook, with nearly the same due time, or all of a batch.
 pub(super) struct Pack<'a> {
@@ -21,6 +31,13 @@ pub(super) struct Pack<'a> {
     pub(super) bytes: usize,
     /// The id of the batch that they make up.
     pub(super) batch: Option<&'a Arc<str>>,
+}
+
+impl Pack<'_> {
+    /// Whether another delivery fits, whose event takes `size` bytes.
+    pub(super) const fn has_room(&self, size: usize) -> bool {
+        self.deliveries.len() < PACK_DELIVERIES && self.bytes + size <= PACK_BYTES
+    }
 }
 
 /// Which due times go into one segment: those whose delays from now are within a quarter of each other, so that what is read when the first is due does

@@ -7,6 +7,7 @@ mod outcome;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked};
@@ -21,7 +22,7 @@ use crate::shard::delivery::{Delivery, Destination, Effects, Known, Load, Moved,
 use crate::shard::lane::{Config, LANE_LIMIT, Lane};
 
 /// How long a lane rests after an attempt that could not be made: what is missing (a lease, a file descriptor, a name server) rarely comes back faster.
-pub const NOT_MADE_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+pub const NOT_MADE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why an event died that was not worth sending any more.
 pub const EXPIRED: &str = "EXPIRED";
@@ -68,6 +69,7 @@ pub struct State {
     allowance: usize,
     epoch: Revision,
     batches: u64,
+    suspend_after: Duration,
     /// Deliveries of each source that have not ended. Never iterated: its order means nothing.
     open: HashMap<SourceId, usize>,
     /// What happened since the shell last took it.
@@ -76,7 +78,7 @@ pub struct State {
 
 impl State {
     /// The state of a worker that has just taken `shard`.
-    pub fn new(shard: ShardId, epoch: Revision) -> Self {
+    pub fn new(shard: ShardId, epoch: Revision, suspend_after: Duration) -> Self {
         Self {
             shard,
             lanes: Vec::new(),
@@ -90,6 +92,7 @@ impl State {
             allowance: LANE_LIMIT,
             epoch,
             batches: 0,
+            suspend_after,
             open: HashMap::new(),
             tally: Tally::default(),
         }
@@ -283,7 +286,7 @@ impl State {
             number: first.state.attempts.saturating_add(1),
             events: deliveries.iter().map(|delivery| delivery.event.clone()).collect(),
         };
-        self.lane(at)?.in_flight += 1;
+        self.lane(at)?.started(&webhook, now);
         self.in_flight += 1;
         let flight = Some(Flight {
             lane: at,
@@ -343,6 +346,10 @@ impl State {
             return;
         }
         let gone = matches!(lane.config, Config::Gone(_));
+        if gone && lane.noted.take().is_some() {
+            let key = key::failing_of(shard, &lane.account, &lane.webhook);
+            effects.records.push(Record::Discard(key));
+        }
         let in_memory = lane.drain();
         let parked = if gone { lane.drain_parked(shard) } else { Vec::new() };
         if gone {

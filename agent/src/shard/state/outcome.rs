@@ -1,15 +1,22 @@
 //! What follows from the end of an attempt. Pure.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_common::id::{AccountId, WebhookId};
+use postrider_common::key;
+use postrider_common::model::failing::Failing;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::retry::Next;
 use postrider_common::time::Timestamp;
+use postrider_common::wire::stored;
 
 use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State, age_from};
 use crate::attempt::{Outcome, Reason};
-use crate::shard::delivery::{Delivery, Effects, Record};
-use crate::shard::lane::Config;
+use crate::limit::breaker::Ended;
+use crate::limit::failing::{self, Note};
+use crate::shard::delivery::{Delivery, Effects, Known, Record, Suspend};
+use crate::shard::lane::{Config, Lane};
 
 impl State {
     /// An attempt ended. `fraction` in `0.0..1.0` is the jitter of the next one.
@@ -30,6 +37,8 @@ impl State {
         let Some(lane) = self.lane(at) else { return };
         lane.in_flight -= 1;
         lane.forget(deliveries.iter().map(|delivery| delivery.bytes).sum());
+        lane.breaker.ended(health(&outcome, &deliveries), now, fraction);
+        self.note(at, effects);
         match outcome {
             Outcome::Delivered { .. } => self.delivered(&deliveries, effects),
             Outcome::Failed {
@@ -37,12 +46,7 @@ impl State {
                 status,
                 retry_after,
             } => {
-                if reason == Reason::Throttled
-                    && let Some(wish) = retry_after
-                {
-                    let pause = wish.min(flight.webhook.retry.max_delay);
-                    lane.paused_until = lane.paused_until.max(now + pause);
-                }
+                self.suspend(at, &flight.webhook, reason, status, effects);
                 let failure = Failure {
                     reason,
                     status,
@@ -68,6 +72,7 @@ impl State {
                 }
             }
             Outcome::NotMade { .. } => {
+                let Some(lane) = self.lane(at) else { return };
                 lane.paused_until = lane.paused_until.max(now + NOT_MADE_PAUSE);
                 for delivery in deliveries.into_iter().rev() {
                     lane.put_back(delivery);
@@ -77,6 +82,59 @@ impl State {
             }
         }
         self.settle(at, now, effects);
+    }
+
+    /// Keeps in the store what the death of this agent must not make forgotten: since when a webhook has only failed.
+    fn note(&mut self, at: usize, effects: &mut Effects) {
+        let (shard, suspend_after) = (self.shard, self.suspend_after);
+        let Some(lane) = self.lane(at) else { return };
+        let webhook = match &lane.config {
+            Config::Known(webhook, _) => Some((&webhook.uid, webhook.generation)),
+            Config::Unknown | Config::Unreadable | Config::Gone(_) => None,
+        };
+        let key = |lane: &Lane| key::failing_of(shard, &lane.account, &lane.webhook);
+        match failing::note(lane.breaker.streak(), webhook, lane.noted.as_ref(), suspend_after) {
+            Note::Keep => {}
+            Note::Write(failing) => {
+                effects
+                    .records
+                    .push(Record::Note(key(lane), stored::encode_failing(&failing)));
+                lane.noted = Some(failing);
+            }
+            Note::Erase => {
+                effects.records.push(Record::Discard(key(lane)));
+                lane.noted = None;
+            }
+        }
+    }
+
+    /// A webhook was failing when the shard was taken.
+    pub fn failing(&mut self, (account, webhook): (&AccountId, &WebhookId), failing: Failing, known: Option<&Known>) {
+        let at = self.lane_of(account, webhook);
+        let Some(lane) = self.lane(at) else { return };
+        lane.noted = Some(failing);
+        if let Some(known) = known {
+            lane.learn(known);
+        }
+    }
+
+    /// Asks for the webhook to be switched off, if this failure is a reason to.
+    fn suspend(
+        &mut self,
+        at: usize,
+        sent_by: &Arc<Webhook>,
+        reason: Reason,
+        status: Option<u16>,
+        effects: &mut Effects,
+    ) {
+        let suspend_after = self.suspend_after;
+        let Some(lane) = self.lane(at) else { return };
+        if let Some(cause) = failing::cause(reason, status, lane.breaker.streak(), suspend_after) {
+            effects.suspensions.push(Suspend {
+                webhook: sent_by.clone(),
+                cause,
+            });
+        }
     }
 
     fn delivered(&mut self, deliveries: &[Delivery], effects: &mut Effects) {
@@ -178,4 +236,18 @@ struct Failure {
     retry_after: Option<Duration>,
     /// Jitter of the next attempt.
     fraction: f64,
+}
+
+/// What an outcome says about the receiver's health.
+fn health(outcome: &Outcome, deliveries: &[Delivery]) -> Ended {
+    match outcome {
+        Outcome::Partial { status, failed } if failed.len() >= deliveries.len() => Ended::Failure {
+            reason: Reason::Partial,
+            status: Some(*status),
+            retry_after: None,
+        },
+        Outcome::Partial { .. } | Outcome::Delivered { .. } | Outcome::Failed { .. } | Outcome::NotMade { .. } => {
+            Ended::from(outcome)
+        }
+    }
 }

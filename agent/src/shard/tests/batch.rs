@@ -12,7 +12,8 @@ use postrider_common::wire::stored;
 use super::{BEGIN, event, segment};
 use crate::shard::bits::Bits;
 use crate::shard::delivery::{Delivery, Destination, Moved, Place, Record, Source, SourceId};
-use crate::shard::ledger::batch::{self, Book, DRAFT_OPS, PACK_DELIVERIES};
+use crate::shard::ledger::batch::{self, Book, DRAFT_OPS};
+use crate::shard::ledger::pack::{PACK_BYTES, PACK_DELIVERIES};
 
 /// A book with `sources` open sources of one delivery for each webhook of `webhooks`, and the deliveries.
 fn open(shard: u16, sources: u64, webhooks: &[&str]) -> (Book, Vec<Delivery>) {
@@ -144,7 +145,7 @@ fn no_segment_holds_more_than_its_limits_and_a_large_event_has_one_of_its_own() 
         count += segment.delivery_count();
         assert!(segment.delivery_count() <= PACK_DELIVERIES);
         let bytes: usize = segment.events.iter().map(|event| event.data.len()).sum();
-        assert!(bytes <= batch::PACK_BYTES || segment.delivery_count() == 1, "{bytes}");
+        assert!(bytes <= PACK_BYTES || segment.delivery_count() == 1, "{bytes}");
     }
     assert_eq!(count, 600);
 }

@@ -62,6 +62,8 @@ pub(super) fn webhook(id: &str) -> Webhook {
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         batching: postrider_common::model::batching::Batching::default(),
+        rate_limit: None,
+        suspension: None,
         timeout: None,
         retry: retry::Policy {
             max_attempts: NonZeroU32::new(5),

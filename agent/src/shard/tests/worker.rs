@@ -112,6 +112,7 @@ impl World {
         let group = Group::default();
         let store: Arc<MemoryStore> = Arc::new(self.store.clone());
         let grant = store.grant(Duration::from_secs(1_000_000)).await.unwrap();
+        let suspender = crate::suspension::Suspender::spawn(&group, store.clone(), self.clock.clone());
         let deps = Deps {
             store: store.clone(),
             agent: AgentId::new(&format!("agent-{seed}")).unwrap(),
@@ -120,6 +121,7 @@ impl World {
             clock: self.clock.clone(),
             entropy: Arc::new(SystemEntropy::seeded(seed)),
             counters: Arc::default(),
+            suspender,
         };
         Agent {
             shards: Shards::new(deps, limits, &group),
@@ -408,10 +410,14 @@ async fn faults_of_the_store_lose_nothing_and_repeat_nothing() {
         let mut config = webhook("b");
         config.retry.max_attempts = None;
         world.put_webhook(&config).await;
-        // The receiver refuses the first attempt of every event for b.
+        // The receiver refuses the first attempt of every event for b, in a way that says nothing about the next event.
         world.receiver.answers(|(webhook, _, number, _)| {
             let outcome = if webhook == "b" && *number == 1 {
-                failed()
+                Outcome::Failed {
+                    reason: Reason::Status,
+                    status: Some(404),
+                    retry_after: None,
+                }
             } else {
                 DELIVERED
             };

@@ -28,7 +28,7 @@ const LOADS_AT_ONCE: usize = 4;
 /// Bytes that a queue segment is expected to take until it was read: the usual 70 KB, unpacked.
 const QUEUE_ESTIMATE: usize = 256 << 10;
 
-/// Bytes that a parked segment is expected to take until it was read: see `batch::PACK_BYTES`.
+/// Bytes that a parked segment is expected to take until it was read: see `pack::PACK_BYTES`.
 const PARKED_ESTIMATE: usize = 64 << 10;
 
 /// Sources that a shard should have open: each that is not over costs some seventy bytes in every progress write. Lanes get less room the more there are.

@@ -32,6 +32,7 @@ use super::shards::{Command, Shards};
 use super::state::{AttemptId, Start, State};
 use crate::attempt::{Attempt, Outcome, Sent};
 use crate::catalog::Changed;
+use crate::suspension;
 
 /// The longest sleep: the wall clock may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
@@ -147,9 +148,14 @@ impl Worker {
         let pen = shards
             .ledger
             .open(tenure.clone(), found.progress, wake.clone(), purse.clone(), fenced);
-        let mut state = State::new(tenure.shard, tenure.epoch);
+        let mut state = State::new(tenure.shard, tenure.epoch, shards.limits.suspend_after);
         let mut effects = Effects::default();
         let now = shards.deps.clock.now();
+        for ((account, webhook), failing) in found.failing {
+            let known = shards.deps.catalog.current(&(account.clone(), webhook.clone()));
+            let known = Some(known).filter(|known| !matches!(known, Known::Absent(_)));
+            state.failing((&account, &webhook), failing, known.as_ref());
+        }
         for parked in found.parked {
             let known = shards
                 .deps
@@ -367,6 +373,18 @@ impl Worker {
     fn record(&mut self) {
         self.purse.put(std::mem::take(&mut self.effects.freed));
         self.pen.record(&mut self.effects.records);
+        for suspend in self.effects.suspensions.drain(..) {
+            // If too many wait, the next failure asks again.
+            self.shards.deps.suspender.suspend(suspension::Request {
+                account: suspend.webhook.account.clone(),
+                webhook: suspend.webhook.id.clone(),
+                uid: suspend.webhook.uid.clone(),
+                generation: suspend.webhook.generation,
+                reason: suspend.cause.reason,
+                detail: suspend.cause.detail,
+                tenure: self.tenure.clone(),
+            });
+        }
         let tally = std::mem::take(&mut self.state.tally);
         if tally != Tally::default() {
             self.shards.counters.add(&tally);

@@ -159,6 +159,8 @@ fn webhook(url: &str) -> Webhook {
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         batching: postrider_common::model::batching::Batching::default(),
+        rate_limit: None,
+        suspension: None,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

@@ -16,11 +16,12 @@ use zstd::bulk::{Compressor, Decompressor};
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
 use crate::model::account::{Account, UnknownEventTypes};
 use crate::model::event_type::{Category, EventType};
+use crate::model::failing::Failing;
 use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
 use crate::time::Timestamp;
 
-pub use webhook::{decode_webhook, encode_webhook};
+pub use webhook::{decode_webhook, encode_webhook, suspend_webhook};
 
 /// The version of every message that this release writes, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -331,5 +332,31 @@ pub fn decode_event_type(name: EventName, bytes: Bytes) -> Result<EventType, Unr
         deprecated: stored.deprecated,
         create_time: Timestamp::from_millis(stored.create_time),
         update_time: Timestamp::from_millis(stored.update_time),
+    })
+}
+
+/// Encodes what is kept of a webhook that only fails.
+pub fn encode_failing(failing: &Failing) -> Bytes {
+    encode(&pb::Failing {
+        version: VERSION,
+        uid: failing.uid.as_str().to_owned(),
+        generation: failing.generation,
+        since: failing.since.as_millis(),
+        last: failing.last.as_millis(),
+    })
+}
+
+/// Decodes it.
+///
+/// # Errors
+/// [`Unreadable`] if the bytes are not of a version that this release reads.
+pub fn decode_failing(bytes: Bytes) -> Result<Failing, Unreadable> {
+    let stored: pb::Failing = decode(bytes)?;
+    readable_version(stored.version)?;
+    Ok(Failing {
+        uid: Uid::new(&stored.uid).map_err(unreadable)?,
+        generation: stored.generation,
+        since: Timestamp::from_millis(stored.since),
+        last: Timestamp::from_millis(stored.last),
     })
 }

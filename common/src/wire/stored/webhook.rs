@@ -3,13 +3,13 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use postrider_proto::stored as pb;
 
 use super::{Unreadable, VERSION, auth, decode, encode, readable_version, unreadable};
 use crate::id::{AccountId, Uid, WebhookId};
 use crate::model::batching::{Batching, Mode};
-use crate::model::webhook::{EventPattern, HttpVersion, PayloadFormat, Webhook, WhenInactive};
+use crate::model::webhook::{EventPattern, HttpVersion, PayloadFormat, RateLimit, Suspension, Webhook, WhenInactive};
 use crate::retry;
 use crate::schedule::Schedule;
 use crate::time::Timestamp;
@@ -60,7 +60,28 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
         retry: Some(retry_to_pb(&webhook.retry)),
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),
+        suspension: webhook.suspension.as_ref().map(suspension_to_pb),
+        rate_limit: webhook.rate_limit.map(|limit| pb::RateLimit {
+            per_second: limit.per_second(),
+            burst: limit.chosen_burst().map_or(0, NonZeroU32::get),
+        }),
     })
+}
+
+/// A stored webhook with another suspension, the next generation and this time of update; everything else stays as it is, also what only a later release
+/// can read. `webhook` is what `stored` decodes to.
+///
+/// Fields of a protobuf message may come several times: the last one counts. So what changes is appended.
+pub fn suspend_webhook(stored: &Bytes, webhook: &Webhook, suspension: &Suspension) -> Bytes {
+    let change = pb::Webhook {
+        generation: webhook.generation.saturating_add(1),
+        update_time: suspension.time.as_millis(),
+        suspension: Some(suspension_to_pb(suspension)),
+        ..pb::Webhook::default()
+    };
+    let mut whole = BytesMut::from(stored.as_ref());
+    whole.extend_from_slice(&encode(&change));
+    whole.freeze()
 }
 
 /// Decodes the webhook stored under `account` and `id`.
@@ -123,6 +144,13 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
             .map(|header| (header.name, header.value))
             .collect(),
         labels: stored.labels,
+        suspension: stored.suspension.map(|suspension| Suspension {
+            reason: suspension.reason,
+            time: Timestamp::from_millis(suspension.time),
+            detail: suspension.detail,
+            end_time: (suspension.end_time != 0).then(|| Timestamp::from_millis(suspension.end_time)),
+        }),
+        rate_limit: stored.rate_limit.map(rate_limit_from_pb).transpose()?,
     })
 }
 
@@ -132,6 +160,20 @@ fn schedule(cron: &str, time_zone: &str) -> Result<Option<Schedule>, Unreadable>
     }
     let schedule = Schedule::new(cron, time_zone).map_err(|wrong| Unreadable(format!("a schedule: {wrong:?}")))?;
     Ok(Some(schedule))
+}
+
+fn suspension_to_pb(suspension: &Suspension) -> pb::Suspension {
+    pb::Suspension {
+        reason: suspension.reason.clone(),
+        time: suspension.time.as_millis(),
+        detail: suspension.detail.clone(),
+        end_time: suspension.end_time.map_or(0, Timestamp::as_millis),
+    }
+}
+
+fn rate_limit_from_pb(limit: pb::RateLimit) -> Result<RateLimit, Unreadable> {
+    RateLimit::new(limit.per_second, NonZeroU32::new(limit.burst))
+        .ok_or_else(|| Unreadable(format!("a rate limit of {} a second", limit.per_second)))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -178,3 +220,6 @@ fn retry_from_pb(policy: pb::RetryPolicy) -> retry::Policy {
         max_age: or(policy.max_age_ms, default.max_age),
     }
 }
+
+#[cfg(test)]
+mod tests;

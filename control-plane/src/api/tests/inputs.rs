@@ -369,6 +369,22 @@ async fn numbers_and_durations_out_of_range_are_refused() {
             "OUT_OF_RANGE",
         ));
     }
+    for per_second in [0.0, -1.0, 0.009, 10_000.5, f64::NAN, f64::INFINITY] {
+        rows.push(delivery(
+            move |delivery| delivery.rate_limit = Some(v1::RateLimit { per_second, burst: 1 }),
+            "webhook.delivery.rate_limit.per_second",
+            "OUT_OF_RANGE",
+        ));
+    }
+    for burst in [-1, 10_001] {
+        rows.push(delivery(
+            move |delivery| {
+                delivery.rate_limit = Some(v1::RateLimit { per_second: 1.0, burst });
+            },
+            "webhook.delivery.rate_limit.burst",
+            "OUT_OF_RANGE",
+        ));
+    }
     refused(rows).await;
 }
 
@@ -396,11 +412,6 @@ async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
         delivery(
             |delivery| delivery.on_failure = OnFailure::ParkKey.into(),
             "webhook.delivery.on_failure",
-            NO,
-        ),
-        delivery(
-            |delivery| delivery.rate_limit = Some(v1::RateLimit::default()),
-            "webhook.delivery.rate_limit",
             NO,
         ),
         delivery(|delivery| delivery.mode = 99, "webhook.delivery.mode", UNKNOWN),

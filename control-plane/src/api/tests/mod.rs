@@ -8,6 +8,7 @@ mod resources;
 mod rotation;
 mod signatures;
 mod stories;
+mod suspension;
 mod wire;
 
 use std::num::NonZeroU16;

@@ -39,13 +39,17 @@ async fn ids_and_names_that_are_not_well_formed_are_refused() {
             assert_eq!(mistakes(&status), [("name".into(), "MALFORMED".into())], "{name:?}");
         }
     }
-    for id in ["", ".A", "1A", "A/B", "A B", "Ä"] {
+    for id in ["", ".A", "1A", "A/B", "A B", "Ä", "postrider.x"] {
         let request = v1::CreateEventTypeRequest {
             event_type_id: id.into(),
             ..v1::CreateEventTypeRequest::default()
         };
         let status = server.event_types.create_event_type(request).await.unwrap_err();
-        let reason = if id.is_empty() { "REQUIRED" } else { "MALFORMED" };
+        let reason = match id {
+            "" => "REQUIRED",
+            "postrider.x" => "RESERVED",
+            _ => "MALFORMED",
+        };
         assert_eq!(mistakes(&status), [("event_type_id".into(), reason.into())], "{id:?}");
     }
     let status = server

@@ -95,6 +95,8 @@ fn webhook(edit: &Edit, name: &str) -> Webhook {
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         batching: postrider_common::model::batching::Batching::default(),
+        rate_limit: None,
+        suspension: None,
         timeout: None,
         retry: retry::Policy::default(),
         headers: Vec::new(),

@@ -164,6 +164,11 @@ fn each_mistake_is_named_by_its_path_and_reason() {
             "MALFORMED",
         ),
         (
+            one(|event| event.event_name = "postrider.webhook.suspended".into()),
+            "events[0].event_name",
+            "RESERVED",
+        ),
+        (
             one(|event| event.timestamp = moment(-1, 0)),
             "events[0].timestamp",
             "OUT_OF_RANGE",

@@ -1,0 +1,103 @@
+//! Tests of stored webhooks.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::failing::Failing;
+use crate::model::webhook::Auth;
+use crate::wire::stored::{decode_failing, encode_failing};
+
+fn webhook() -> Webhook {
+    Webhook {
+        account: AccountId::new("a").unwrap(),
+        id: WebhookId::new("w").unwrap(),
+        uid: Uid::new("00000000-0000-7000-8000-000000000001").unwrap(),
+        generation: 7,
+        create_time: Timestamp::from_millis(1),
+        update_time: Timestamp::from_millis(2),
+        display_name: "Courses".into(),
+        description: String::new(),
+        target_url: "https://example.com/".into(),
+        auth: Auth::None,
+        event_types: vec![EventPattern::parse("COURSE_*").unwrap()],
+        active: true,
+        when_inactive: WhenInactive::Hold,
+        max_in_flight: NonZeroU32::new(3),
+        timeout: None,
+        http_version: HttpVersion::Negotiated,
+        payload_format: PayloadFormat::Raw,
+        batching: Batching::default(),
+        rate_limit: RateLimit::new(2.5, None),
+        retry: retry::Policy::default(),
+        headers: vec![("x-a".into(), "1".into())],
+        labels: BTreeMap::new(),
+        suspension: None,
+    }
+}
+
+fn decoded(bytes: Bytes) -> Webhook {
+    decode_webhook(AccountId::new("a").unwrap(), WebhookId::new("w").unwrap(), bytes).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn suspensions_and_rate_limits_are_read_as_they_were_written(
+        reason in "[A-Z]{0,9}", detail in "\\PC{0,20}", time in 0_i64..9_999_999, end in proptest::option::of(1_i64..9_999_999),
+        rate in proptest::option::of((0.01..10_000.0, 0_u32..=10_000)),
+    ) {
+        let webhook = Webhook {
+            suspension: Some(Suspension { reason, detail, time: Timestamp::from_millis(time), end_time: end.map(Timestamp::from_millis) }),
+            rate_limit: rate.and_then(|(per_second, burst)| RateLimit::new(per_second, NonZeroU32::new(burst))),
+            ..webhook()
+        };
+        prop_assert_eq!(decoded(encode_webhook(&webhook)), webhook);
+    }
+
+    #[test]
+    fn suspending_stored_bytes_changes_the_suspension_and_the_generation_only_and_keeps_what_is_unknown(
+        before in proptest::option::of((0_i64..999, 1_i64..999)), now in 1_i64..999, unknown: [u8; 6],
+    ) {
+        let before = before.map(|(time, end)| {
+            Suspension::begin(None, "GONE", "410", Timestamp::from_millis(time)).ended(Timestamp::from_millis(end))
+        });
+        let webhook = Webhook { suspension: before.clone(), ..webhook() };
+        prop_assert!(webhook.is_serving());
+        // Field 1000 of a later release.
+        let mut stored = BytesMut::from(encode_webhook(&webhook).as_ref());
+        let mut later = vec![0xc2, 0x3e, 6];
+        later.extend(unknown);
+        stored.extend_from_slice(&later);
+        let suspension = Suspension::begin(before.as_ref(), "FAILING", "", Timestamp::from_millis(now));
+        let bytes = suspend_webhook(&stored.freeze(), &webhook, &suspension);
+        prop_assert!(bytes.windows(later.len()).any(|part| part == later));
+        let suspended = decoded(bytes);
+        prop_assert!(!suspended.is_serving() && suspended.active);
+        prop_assert_eq!(suspended, Webhook {
+            generation: 8, update_time: suspension.time, suspension: Some(suspension), ..webhook
+        });
+    }
+}
+
+#[test]
+fn a_failing_webhook_is_read_as_it_was_written() {
+    let failing = Failing {
+        uid: webhook().uid,
+        generation: 7,
+        since: Timestamp::from_millis(1),
+        last: Timestamp::from_millis(2),
+    };
+    assert_eq!(decode_failing(encode_failing(&failing)), Ok(failing));
+}
+
+#[test]
+fn a_rate_limit_out_of_range_is_unreadable() {
+    let mut stored: pb::Webhook = decode(encode_webhook(&webhook())).unwrap();
+    stored.rate_limit = Some(pb::RateLimit {
+        per_second: f64::NAN,
+        burst: 0,
+    });
+    let account = AccountId::new("a").unwrap();
+    assert!(decode_webhook(account, WebhookId::new("w").unwrap(), encode(&stored)).is_err());
+}

@@ -297,3 +297,33 @@ fn compacting_keeps_white_space_inside_texts_only() {
         "{\"a b\":[\"\\\" \\\\\",1]}"
     );
 }
+
+#[tokio::test]
+async fn an_event_is_not_sent_before_its_time_though_its_agent_dies() {
+    let mut cluster = Cluster::start().await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    client
+        .create_webhook(
+            ACCOUNT,
+            "later",
+            webhook(&receiver.url("/later"), &["LATER"], no_auth()),
+        )
+        .await;
+    cluster.matching(ACCOUNT, "LATER", 1).await;
+    let begin = std::time::SystemTime::now();
+    let time = begin + Duration::from_secs(12);
+    let mut events = vec![event("at-once", "LATER", "{}"), event("in-time", "LATER", "{}")];
+    events[1].not_before_time = Some(time.into());
+    client.publish(ACCOUNT, events).await;
+    receiver
+        .until("the other event", SOON, |log| log.has("/later", "at-once"))
+        .await;
+    cluster.kill_agent(0).await;
+    cluster.kill_agent(0).await;
+    receiver
+        .until("the event", SOON, |log| log.has("/later", "in-time"))
+        .await;
+    assert!(std::time::SystemTime::now() >= time, "it came before its time");
+    cluster.drained(SOON).await;
+}

@@ -24,6 +24,8 @@ pub struct Event {
     pub ordering_key: Option<Arc<str>>,
     /// When it stops being worth sending.
     pub expire_time: Option<Timestamp>,
+    /// When it is to be sent at the earliest.
+    pub not_before_time: Option<Timestamp>,
     /// Opaque text for receivers; `None` means it is still to be made (see [`event_info`]).
     pub event_info: Option<Arc<str>>,
     /// The body: JSON text.
@@ -34,6 +36,14 @@ pub struct Event {
     pub traceparent: Option<Arc<str>>,
     /// The category of its type when it was accepted; the default for types that the catalogue did not hold.
     pub category: Category,
+}
+
+impl Event {
+    /// From when on it can be sent: what its age counts from.
+    pub fn ready_time(&self) -> Timestamp {
+        self.not_before_time
+            .map_or(self.accept_time, |moment| moment.max(self.accept_time))
+    }
 }
 
 /// A block of events and deliveries of one shard. Deliveries are numbered through: first all of the first target, then the second's.

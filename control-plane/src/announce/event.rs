@@ -141,6 +141,7 @@ fn announcement(
             accept_time: Timestamp::default(),
             traceparent: None,
             category: Category::RealTime,
+            not_before_time: None,
         }),
         request: RequestId::new(&id).ok()?,
         about: webhook.clone(),

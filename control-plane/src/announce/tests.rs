@@ -173,6 +173,7 @@ async fn die(store: &MemoryStore, number: u64, name: &str) {
         accept_time: NOW,
         traceparent: None,
         category: postrider_common::model::event_type::Category::RealTime,
+        not_before_time: None,
     };
     let state = DeliveryState {
         alone: false,

@@ -1,6 +1,7 @@
 //! Checks a publish request, names every mistake, and makes events of it. Pure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use postrider_common::entropy::Entropy;
@@ -25,6 +26,9 @@ const MAX_BODY_BYTES: usize = 256 << 10;
 
 /// Most bytes of all bodies of a request together: they must fit, with room to spare, into one transaction of the store.
 const MAX_BODIES_BYTES: usize = 1 << 20;
+
+/// How far ahead an event may be published: as long as the longest that one is tried.
+const MAX_AHEAD: Duration = Duration::from_hours(30 * 24);
 
 /// Most characters of an ordering key.
 const MAX_ORDERING_KEY: usize = 128;
@@ -200,6 +204,7 @@ impl Check<'_> {
             Some(timestamp) => self.moment(index, "timestamp", timestamp),
         };
         let expire_time = self.expire_time(index, event.expire_time);
+        let not_before_time = self.not_before_time(index, event.not_before_time, expire_time.flatten());
         let ordering_key = self.ordering_key(index, &event.ordering_key);
         let event_info = self.event_info(index, &event.event_info);
         let data = self.body(index, event.body);
@@ -210,6 +215,7 @@ impl Check<'_> {
             timestamp: timestamp?,
             ordering_key: ordering_key?,
             expire_time: expire_time?,
+            not_before_time: not_before_time?,
             event_info: event_info?,
             data: data?,
             accept_time: self.now,
@@ -279,6 +285,27 @@ impl Check<'_> {
             return None;
         }
         Some(Some(moment))
+    }
+
+    fn not_before_time(
+        &mut self,
+        index: usize,
+        moment: Option<ProtoTimestamp>,
+        expire_time: Option<Timestamp>,
+    ) -> Option<Option<Timestamp>> {
+        let Some(moment) = moment else { return Some(None) };
+        let moment = self.moment(index, "not_before_time", moment)?;
+        let field = || format!("events[{index}].not_before_time");
+        if moment > self.now + MAX_AHEAD {
+            self.mistake(field(), "OUT_OF_RANGE", "must be at most 30 days ahead");
+            return None;
+        }
+        if expire_time.is_some_and(|expires| expires <= moment) {
+            self.mistake(field(), "INCOMPATIBLE", "must be before expire_time");
+            return None;
+        }
+        // What is over needs no room in the store.
+        Some(Some(moment).filter(|moment| *moment > self.now))
     }
 
     fn ordering_key(&mut self, index: usize, text: &str) -> Option<Option<Arc<str>>> {

@@ -175,6 +175,7 @@ pub(super) mod tests {
             accept_time: Timestamp::from_millis(1),
             traceparent: None,
             category: postrider_common::model::event_type::Category::default(),
+            not_before_time: None,
         })
     }
 

@@ -22,6 +22,7 @@ fn sent(id: &str, name: &str, timestamp: i64, info: &str, data: &[u8]) -> Sent {
         accept_time: Timestamp::default(),
         traceparent: None,
         category: postrider_common::model::event_type::Category::default(),
+        not_before_time: None,
     };
     Sent {
         event: Arc::new(event),

@@ -14,18 +14,18 @@ use crate::shard::gathering::fitting;
 use crate::shard::lane::Config;
 
 impl State {
-    /// When a delivery is to go in a batch, if it is to be gathered.
-    pub(super) fn gathers(&mut self, at: usize, delivery: &Delivery) -> Option<Timestamp> {
+    /// When a delivery is to go in a batch, if it is to be gathered. Before its own time it waits alone: it does not make a batch full.
+    pub(super) fn gathers(&mut self, at: usize, delivery: &Delivery, now: Timestamp) -> Option<Timestamp> {
         let lane = self.lane(at)?;
         let Config::Known(webhook, _) = &lane.config else {
             return None;
         };
         let alone = delivery.batch.is_none() && delivery.state.attempts == 0;
-        if !alone || !webhook.batching.gathers(delivery.event.category) {
+        if !alone || delivery.event.ready_time() > now || !webhook.batching.gathers(delivery.event.category) {
             return None;
         }
         let webhook = webhook.clone();
-        Some(lane.gather_due(&webhook, delivery.event.accept_time))
+        Some(lane.gather_due(&webhook, delivery.event.ready_time()))
     }
 
     /// Makes batches of what was gathered.

@@ -303,7 +303,7 @@ impl State {
     /// Puts a delivery that was read where it belongs.
     fn place(&mut self, at: usize, mut delivery: Delivery, place: Place, now: Timestamp, effects: &mut Effects) {
         let allowance = self.allowance;
-        let gathers = self.gathers(at, &delivery);
+        let gathers = self.gathers(at, &delivery, now);
         let Some(lane) = self.lane(at) else { return };
         if matches!(lane.config, Config::Gone(_)) {
             return self.abandon(&delivery, effects);
@@ -321,8 +321,9 @@ impl State {
         }
         let fits = match place {
             Place::Queue(_) => {
-                delivery.state.due = delivery.state.due.max(now);
-                lane.admits(now, allowance)
+                delivery.state.due = delivery.state.due.max(now).max(delivery.event.ready_time());
+                // What is not to be sent yet waits in the store.
+                delivery.state.due <= now && lane.admits(now, allowance)
             }
             Place::Parked => !lane.is_held(),
         };
@@ -472,9 +473,9 @@ impl State {
 fn age_from(webhook: &Webhook, deliveries: &[Delivery]) -> Timestamp {
     let from = |delivery: &Delivery| {
         if webhook.batching.gathers(delivery.event.category) {
-            webhook.batching.due(delivery.event.accept_time)
+            webhook.batching.due(delivery.event.ready_time())
         } else {
-            delivery.event.accept_time
+            delivery.event.ready_time()
         }
     };
     deliveries.iter().map(from).max().unwrap_or_default()

@@ -89,6 +89,7 @@ pub(super) fn event(id: &str, accepted: Timestamp) -> Arc<Event> {
         accept_time: accepted,
         traceparent: None,
         category: postrider_common::model::event_type::Category::default(),
+        not_before_time: None,
     })
 }
 

@@ -187,6 +187,7 @@ impl World {
                 self.events += 1;
                 let mut event = (*event(&format!("e{}", self.events), self.now)).clone();
                 event.expire_time = (number % 4 == 3).then(|| self.now + Duration::from_secs(20));
+                event.not_before_time = (number % 5 == 4).then(|| self.now + Duration::from_secs(4));
                 Arc::new(event)
             })
             .collect();
@@ -295,6 +296,9 @@ impl World {
                 "sent to a webhook that is not active"
             );
             assert!(names.len() <= hook.0.batching.coalesced_events());
+            for event in &start.events {
+                assert!(event.ready_time() <= self.now, "{} was sent before its time", event.id);
+            }
             for name in &names {
                 assert!(
                     self.due.get(name).is_none_or(|due| *due <= self.now),

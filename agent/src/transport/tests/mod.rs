@@ -191,6 +191,7 @@ fn attempt(webhook: &Arc<Webhook>) -> Attempt {
         accept_time: Timestamp::default(),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         category: postrider_common::model::event_type::Category::default(),
+        not_before_time: None,
     };
     Attempt {
         webhook: Arc::clone(webhook),

@@ -144,6 +144,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
         accept_time: event.accept_time.as_millis(),
         traceparent: text(&event.traceparent),
         non_real_time: event.category == Category::NonRealTime,
+        not_before_time: event.not_before_time.map_or(0, Timestamp::as_millis),
     };
     let target = |target: Target| {
         let untouched = target
@@ -201,6 +202,7 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
             accept_time: Timestamp::from_millis(event.accept_time),
             traceparent: text(event.traceparent),
             category: category(event.non_real_time),
+            not_before_time: (event.not_before_time != 0).then(|| Timestamp::from_millis(event.not_before_time)),
         }));
     }
     let count = events.len();

@@ -80,6 +80,7 @@ fn dead(names: &[&str]) -> (Key, Segment) {
             accept_time: NOW,
             traceparent: None,
             category: postrider_common::model::event_type::Category::RealTime,
+            not_before_time: None,
         })
     };
     let count = u32::try_from(names.len()).unwrap();

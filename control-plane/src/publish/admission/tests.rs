@@ -204,6 +204,24 @@ fn each_mistake_is_named_by_its_path_and_reason() {
             "OUT_OF_RANGE",
         ),
         (
+            one(|event| event.not_before_time = moment(1_727_414_643 + 30 * 24 * 3600 + 1, 0)),
+            "events[0].not_before_time",
+            "OUT_OF_RANGE",
+        ),
+        (
+            one(|event| event.not_before_time = moment(-1, 0)),
+            "events[0].not_before_time",
+            "OUT_OF_RANGE",
+        ),
+        (
+            one(|event| {
+                event.expire_time = moment(1_727_414_700, 0);
+                event.not_before_time = moment(1_727_414_700, 0);
+            }),
+            "events[0].not_before_time",
+            "INCOMPATIBLE",
+        ),
+        (
             one(|event| event.ordering_key = "a b".into()),
             "events[0].ordering_key",
             "MALFORMED",
@@ -342,6 +360,7 @@ proptest! {
         event.ordering_key = key;
         event.timestamp = moment(seconds, nanos);
         event.expire_time = moment(seconds, nanos);
+        event.not_before_time = moment(seconds, nanos);
         if let Err(mistakes) = admitted(Request { parent, ..request(vec![event]) }) {
             prop_assert!(!mistakes.is_empty());
             prop_assert!(mistakes.iter().all(|(field, _)| field == "parent" || field.starts_with("events[0].")));

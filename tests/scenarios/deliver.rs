@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use postrider_common::time::{Clock as _, SystemClock};
 use postrider_proto::v1::{Event, RotateSigningSecretRequest, event as event_body};
 use postrider_tests::client::{basic, event, no_auth, signature, webhook};
 use postrider_tests::cluster::Cluster;
@@ -311,10 +312,12 @@ async fn an_event_is_not_sent_before_its_time_though_its_agent_dies() {
         )
         .await;
     cluster.matching(ACCOUNT, "LATER", 1).await;
-    let begin = std::time::SystemTime::now();
-    let time = begin + Duration::from_secs(12);
+    let time = SystemClock.now() + Duration::from_secs(12);
     let mut events = vec![event("at-once", "LATER", "{}"), event("in-time", "LATER", "{}")];
-    events[1].not_before_time = Some(time.into());
+    events[1].not_before_time = Some(prost_types::Timestamp {
+        seconds: time.as_seconds(),
+        nanos: i32::try_from(time.as_millis().rem_euclid(1000)).unwrap() * 1_000_000,
+    });
     client.publish(ACCOUNT, events).await;
     receiver
         .until("the other event", SOON, |log| log.has("/later", "at-once"))
@@ -324,6 +327,6 @@ async fn an_event_is_not_sent_before_its_time_though_its_agent_dies() {
     receiver
         .until("the event", SOON, |log| log.has("/later", "in-time"))
         .await;
-    assert!(std::time::SystemTime::now() >= time, "it came before its time");
+    assert!(SystemClock.now() >= time, "it came before its time");
     cluster.drained(SOON).await;
 }

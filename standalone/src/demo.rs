@@ -41,6 +41,9 @@ const PARENT: &str = "accounts/1010";
 /// How long the demonstration waits for what it published: far longer than it takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long events of a non-real-time type wait for others: short, for somebody is looking.
+const BATCH_DELAY: prost_types::Duration = prost_types::Duration { seconds: 2, nanos: 0 };
+
 /// Arrivals that wait to be printed.
 const ARRIVALS: usize = 64;
 
@@ -111,6 +114,10 @@ async fn show(server: SocketAddr, entropy: &SharedEntropy, once: bool, stop: &Ca
 
     let events = publish(channel).await?;
     let all = events * webhooks;
+    println!(
+        "what is real-time goes at once, what is not in a batch {} s later",
+        BATCH_DELAY.seconds
+    );
     let arrived = async {
         let mut wrong = 0;
         for number in 1..=all {
@@ -168,6 +175,10 @@ async fn create_webhooks(
             target_url: format!("http://{receiver}/{id}"),
             auth: Some(v1::Auth { method: Some(method) }),
             event_types: vec!["COURSE_*".to_owned()],
+            delivery: Some(v1::DeliveryOptions {
+                max_delay: Some(BATCH_DELAY),
+                ..v1::DeliveryOptions::default()
+            }),
             ..v1::Webhook::default()
         };
         let create = v1::CreateWebhookRequest {

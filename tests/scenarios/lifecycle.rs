@@ -146,10 +146,7 @@ async fn a_delivery_whose_policy_is_used_up_becomes_a_dead_letter_and_nothing_of
     let cluster = Cluster::start().await;
     let receiver = Receiver::start();
     let client = cluster.client(0);
-    for (id, status) in [
-        ("hopeless", StatusCode::NOT_FOUND),
-        ("well", StatusCode::OK),
-    ] {
+    for (id, status) in [("hopeless", StatusCode::NOT_FOUND), ("well", StatusCode::OK)] {
         receiver.script(&format!("/{id}"), [Answer::status(status)]);
         let mut wanted = webhook(&receiver.url(&format!("/{id}")), &["A"], None);
         if let Some(retry) = &mut wanted.retry {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::id::{AccountId, AgentId, EventName, RequestId, WebhookId};
+use crate::model::usage;
 use crate::shard::ShardId;
 use crate::time::Timestamp;
 
@@ -243,6 +244,35 @@ pub fn parse_failing(key: &Key) -> Option<(AccountId, WebhookId)> {
     Some((AccountId::new(account).ok()?, WebhookId::new(webhook).ok()?))
 }
 
+/// What became of the deliveries of one shard, by webhook.
+pub fn usage(shard: ShardId) -> Key {
+    Key::new(format!("usage/{:04}/", shard.0))
+}
+
+/// What became of the deliveries of one account in one shard, by webhook.
+pub fn usage_in(shard: ShardId, account: &AccountId) -> Key {
+    Key::new(format!("usage/{:04}/{account}/", shard.0))
+}
+
+/// What became of the deliveries of one webhook.
+pub fn usage_of(shard: ShardId, (account, webhook): &usage::Name) -> Key {
+    let webhook = webhook.as_ref().map_or("-", WebhookId::as_str);
+    Key::new(format!("usage/{:04}/{account}/{webhook}", shard.0))
+}
+
+/// Whose counts a key made by [`usage_of`] holds.
+pub fn parse_usage(key: &Key) -> Option<usage::Name> {
+    let (_, name) = key.as_str().strip_prefix("usage/")?.split_once('/')?;
+    let (account, webhook) = name.split_once('/')?;
+    let webhook = (webhook != "-").then(|| WebhookId::new(webhook)).transpose().ok()?;
+    Some((AccountId::new(account).ok()?, webhook))
+}
+
+/// Whether a segment stands in a queue, rather than being parked.
+pub fn is_queued(key: &Key) -> bool {
+    key.as_str().starts_with("queue/")
+}
+
 fn placed(at: &Parked) -> String {
     let kind = match at.kind {
         ParkedKind::Single => String::new(),
@@ -357,7 +387,13 @@ mod tests {
             prop_assert_eq!(parse_dead(&dead_segment(&parked)), Some(parked.clone()));
             let failing = failing_of(parked.shard, &parked.account, &parked.webhook);
             prop_assert!(failing.as_str().starts_with(super::failing(parked.shard).as_str()));
-            prop_assert_eq!(parse_failing(&failing), Some((parked.account, parked.webhook)));
+            prop_assert_eq!(parse_failing(&failing), Some((parked.account.clone(), parked.webhook.clone())));
+            for name in [(parked.account.clone(), None), (parked.account.clone(), Some(parked.webhook.clone()))] {
+                let usage = usage_of(parked.shard, &name);
+                prop_assert!(usage.as_str().starts_with(usage_in(parked.shard, &parked.account).as_str()));
+                prop_assert!(usage.as_str().starts_with(super::usage(parked.shard).as_str()));
+                prop_assert_eq!(parse_usage(&usage), Some(name));
+            }
         }
 
         #[test]
@@ -372,7 +408,7 @@ mod tests {
         #[test]
         fn no_text_makes_the_parsers_panic(text in "\\PC{0,80}") {
             let key = Key::from_stored(&text);
-            let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_failing(&key), parse_shard(&key), parse_agent(&key));
+            let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_failing(&key), parse_usage(&key), parse_shard(&key), parse_agent(&key));
         }
     }
 }

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use postrider_common::id::{AccountId, Uid, WebhookId};
 use postrider_common::key::{self, Key, Parked};
 use postrider_common::model::segment::{self, DeliveryState, Event, Segment};
+use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 
-use super::bits::Bits;
 use crate::limit::failing::Cause;
+use postrider_common::model::bits::Bits;
 
 /// What an event costs in memory besides its body: ids, name, texts, bookkeeping. An estimate, on the high side.
 const EVENT_OVERHEAD: usize = 400;
@@ -212,20 +213,39 @@ pub enum Record {
         source: SourceId,
         /// The delivery's number there.
         index: u32,
+        /// Whose it was.
+        origin: Arc<Origin>,
+        /// How it ended.
+        end: End,
     },
     /// A delivery goes into another stored segment.
     Moved(Box<Moved>),
     /// Deliveries become a batch, or one that was tried waits for its next attempt: together, in one transaction.
     Batch(Box<Batch>),
-    /// Every delivery of a source is over: together, in one transaction.
+    /// Every delivery of a source was delivered: together, in one transaction.
     Finished {
         /// The source.
         source: SourceId,
+        /// Whose they were.
+        origin: Arc<Origin>,
     },
-    /// A key that is of no use any more: a parked segment whose webhook does not exist, or the note of a webhook that does not fail any more.
+    /// The deliveries of a parked segment that was not opened are dropped: their webhook does not exist any more.
+    Drop(Box<Parked>),
+    /// A webhook does not exist any more, whether something waited for it or not.
+    Gone(AccountId, WebhookId),
+    /// A key that is of no use any more: the note of a webhook that does not fail any more.
     Discard(Key),
     /// A note about a webhook, by its key.
     Note(Key, Bytes),
+}
+
+/// How a delivery ended that goes nowhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Its receiver took it.
+    Delivered,
+    /// It is kept nowhere.
+    Dropped(Dropped),
 }
 
 /// A delivery that goes into another stored segment.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Key, Parked};
 use postrider_common::model::failing::Failing;
+use postrider_common::model::usage::{Name, Usage};
 use postrider_common::shard::ShardId;
 use postrider_common::store::{ReadError, Revision, SharedStore, list_all};
 use postrider_common::task;
@@ -15,7 +16,8 @@ use postrider_common::wire::stored;
 use tokio::sync::Notify;
 
 use super::delivery::{Known, Place, Source, SourceId};
-use super::ledger::batch::read_progress;
+use super::ledger::batch;
+use super::ledger::counts::Counts;
 use super::queue::{Queue, Waiting};
 use crate::catalog::Catalog;
 use postrider_common::store::mirror::{self, Update};
@@ -29,8 +31,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// What a shard held when it was taken.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The bits of each segment that is there, and neither untouched nor over; `None` if there is no such record.
-    pub progress: Option<BTreeMap<Key, Bytes>>,
+    /// For the ledger: how far the last owner got, and what it counted.
+    pub book: batch::Found,
     /// The parked segments.
     pub parked: Vec<Parked>,
     /// Webhooks that were failing.
@@ -53,14 +55,18 @@ pub async fn find(store: &SharedStore, shard: ShardId) -> Found {
 async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadError> {
     let mut found = Found::default();
     let (progress, _) = store.get(&key::progress(shard)).await?;
+    let mut counted = BTreeMap::new();
     if let Some(entry) = progress {
-        let progress = read_progress(entry.value).inspect_err(
+        let progress = stored::decode_progress(entry.value).inspect_err(
             |error| tracing::error!(%shard, %error, "progress cannot be read: what was under way may be repeated"),
         );
-        found.progress = Some(progress.unwrap_or_default());
+        let progress = progress.unwrap_or_default();
+        found.book.progress = Some(progress.segments);
+        counted = progress.usage;
     }
+    found.book.counts = find_counts(store, shard, counted).await?;
     let (parked, _) = list_all(store.as_ref(), &key::parked(shard), true).await?;
-    if let Some(progress) = found.progress.as_mut().filter(|progress| !progress.is_empty()) {
+    if let Some(progress) = found.book.progress.as_mut().filter(|progress| !progress.is_empty()) {
         let (queue, _) = list_all(store.as_ref(), &key::queue(shard), true).await?;
         let there: BTreeSet<&Key> = queue.iter().chain(&parked).map(|entry| &entry.key).collect();
         progress.retain(|key, _| there.contains(key));
@@ -79,6 +85,24 @@ async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadErr
         }
     }
     Ok(found)
+}
+
+/// What was counted: by the progress, and where that says nothing by keys.
+async fn find_counts(
+    store: &SharedStore,
+    shard: ShardId,
+    progress: BTreeMap<Name, Usage>,
+) -> Result<Counts, ReadError> {
+    let (entries, _) = list_all(store.as_ref(), &key::usage(shard), false).await?;
+    let unfolded = progress.keys().cloned().collect();
+    let mut totals = progress;
+    for entry in entries {
+        match (key::parse_usage(&entry.key), stored::decode_usage(entry.value)) {
+            (Some(name), Ok(usage)) => drop(totals.entry(name).or_insert(usage)),
+            (_, _) => tracing::error!(key = %entry.key, "counts cannot be read: they begin anew"),
+        }
+    }
+    Ok(Counts::new(totals, unfolded))
 }
 
 /// The queue of a shard, fed by a mirror.

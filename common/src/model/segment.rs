@@ -94,6 +94,8 @@ pub struct DeliveryState {
     pub status: Option<u16>,
     /// It may have been sent in a request of its own, though no attempt is recorded: it never shares one.
     pub alone: bool,
+    /// Its number among the deliveries of its webhook, from 1; 0 where they are not numbered.
+    pub sequence: u64,
 }
 
 impl Segment {

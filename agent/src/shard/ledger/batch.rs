@@ -14,11 +14,11 @@ use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, Op, Revision, Write};
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
-use postrider_proto::stored as pb;
 
+use super::counts::{Change, Changed, Counts, Ended, Tallies};
 use super::pack::{self, Group, Pack};
-use crate::shard::bits::Bits;
-use crate::shard::delivery::{Batch, Destination, Record, SourceId, size};
+use crate::shard::delivery::{Batch, Destination, End, Origin, Record, SourceId, size};
+use postrider_common::model::bits::Bits;
 
 /// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
 pub const DRAFT_OPS: usize = 100;
@@ -37,15 +37,27 @@ pub struct Book {
     pending: VecDeque<Record>,
     /// `progress/S` exists.
     stored: bool,
-    /// It may name segments that are gone: left by a former owner, or deleted while the store took no puts.
+    /// It may name segments that are gone, or lack counts: left by a former owner, or by deletions while the store took no puts.
     stale: bool,
     next_number: u64,
+    counts: Counts,
 }
 
 #[derive(Debug)]
-struct Open {
-    key: Key,
-    done: Bits,
+pub(super) struct Open {
+    pub(super) key: Key,
+    pub(super) done: Bits,
+    /// It stands in the queue, not among the parked.
+    pub(super) queued: bool,
+}
+
+/// What the store held about a shard when it was taken.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// What `progress/S` says of segments that exist; `None` if there is no such key.
+    pub progress: Option<BTreeMap<Key, Bytes>>,
+    /// What became of the deliveries of its webhooks.
+    pub counts: Counts,
 }
 
 /// One transaction.
@@ -68,16 +80,17 @@ pub struct Part {
     pub freed: usize,
     /// Records that it holds.
     pub records: usize,
-    taken: Taken,
-    touched: BTreeMap<SourceId, Bits>,
-    discarded: Vec<Key>,
+    pub(super) taken: Taken,
+    pub(super) touched: BTreeMap<SourceId, Bits>,
+    pub(super) discarded: Vec<Key>,
+    pub(super) counts: Changed,
     stored: bool,
     next_number: u64,
 }
 
 /// Which records of a book a draft holds.
 #[derive(Debug)]
-enum Taken {
+pub(super) enum Taken {
     /// The oldest ones.
     First(usize),
     /// These, by their places.
@@ -85,17 +98,18 @@ enum Taken {
 }
 
 impl Book {
-    /// The book of a shard that was just taken. `progress` is what `progress/S` says of segments that exist, `None` if there is no such key.
-    pub fn new(shard: ShardId, epoch: Revision, progress: Option<BTreeMap<Key, Bytes>>) -> Self {
+    /// The book of a shard that was just taken.
+    pub fn new(shard: ShardId, epoch: Revision, found: Found) -> Self {
         Self {
             shard,
             epoch,
             sources: BTreeMap::new(),
-            stored: progress.is_some(),
-            stale: progress.is_some(),
-            unopened: progress.unwrap_or_default(),
+            stored: found.progress.is_some(),
+            stale: found.progress.is_some(),
+            unopened: found.progress.unwrap_or_default(),
             pending: VecDeque::new(),
             next_number: 1,
+            counts: found.counts,
         }
     }
 
@@ -105,15 +119,19 @@ impl Book {
             Record::Open { source, key, done } => {
                 if !done.is_full() {
                     self.unopened.remove(&key);
-                    self.sources.insert(source, Open { key, done });
+                    let queued = key::is_queued(&key);
+                    self.sources.insert(source, Open { key, done, queued });
                     return 0;
                 }
                 Record::Discard(key)
             }
+            Record::Gone(account, webhook) if !self.counts.has(&account, &webhook) => return 0,
             other @ (Record::Over { .. }
             | Record::Moved(_)
             | Record::Batch(_)
             | Record::Finished { .. }
+            | Record::Drop(_)
+            | Record::Gone(..)
             | Record::Note(..)
             | Record::Discard(_)) => other,
         };
@@ -129,6 +147,25 @@ impl Book {
     /// What makes a transaction valid.
     pub fn guard(&self) -> Guard {
         Guard::Created(key::owner(self.shard), self.epoch)
+    }
+
+    /// The records that wait, oldest first.
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.pending.iter()
+    }
+
+    pub(super) fn source(&self, source: SourceId) -> Option<&Open> {
+        self.sources.get(&source)
+    }
+
+    pub(super) const fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// How many deliveries of a segment that is still to be opened are over, of `count`.
+    pub(super) fn done_in(&self, key: &Key, count: u32) -> u32 {
+        let done = self.unopened.get(key);
+        done.map_or(0, |done| Bits::read(done, count).count())
     }
 
     fn epoch_number(&self) -> u64 {
@@ -155,55 +192,6 @@ pub fn draft<'a>(books: impl Iterator<Item = (u64, &'a Book)>, now: Timestamp) -
     (!draft.parts.is_empty()).then_some(draft)
 }
 
-/// Draws up a transaction of deletions only, which a store that is full still takes: sources of which nothing moved, and what is to be discarded.
-pub fn draft_deletions<'a>(books: impl Iterator<Item = (u64, &'a Book)>) -> Option<Draft> {
-    let mut draft = Draft::default();
-    for (name, book) in books.filter(|(_, book)| !book.pending.is_empty()) {
-        let mut places: BTreeMap<SourceId, (Bits, Vec<usize>)> = BTreeMap::new();
-        let mut taken = BTreeSet::new();
-        let mut part = Part::new(name, book);
-        let mut ops = Vec::new();
-        for (place, record) in book.pending.iter().enumerate() {
-            if draft.write.ops.len() + ops.len() >= DRAFT_OPS {
-                break;
-            }
-            match record {
-                Record::Over { source, index } => {
-                    let Some(open) = book.sources.get(source) else { continue };
-                    let (done, at) = places.entry(*source).or_insert_with(|| (open.done.clone(), Vec::new()));
-                    done.set(*index);
-                    at.push(place);
-                    if done.is_full() {
-                        ops.push(Op::delete(open.key.clone()));
-                        part.touched.insert(*source, done.clone());
-                        taken.extend(at.iter().copied());
-                    }
-                }
-                Record::Discard(key) => {
-                    ops.push(Op::delete(key.clone()));
-                    part.discarded.push(key.clone());
-                    taken.insert(place);
-                }
-                Record::Finished { source } => {
-                    let Some(open) = book.sources.get(source) else { continue };
-                    ops.push(Op::delete(open.key.clone()));
-                    part.touched.insert(*source, open.done.full());
-                    taken.insert(place);
-                }
-                Record::Open { .. } | Record::Moved(_) | Record::Batch(_) | Record::Note(..) => {}
-            }
-        }
-        if !taken.is_empty() {
-            part.records = taken.len();
-            part.taken = Taken::Places(taken);
-            draft.write.ops.append(&mut ops);
-            draft.write.guards.push(book.guard());
-            draft.parts.push(part);
-        }
-    }
-    (!draft.parts.is_empty()).then_some(draft)
-}
-
 /// A draft's part was committed.
 pub fn settle(book: &mut Book, part: &Part) {
     match &part.taken {
@@ -212,7 +200,7 @@ pub fn settle(book: &mut Book, part: &Part) {
             book.stale = false;
         }
         Taken::Places(places) => {
-            book.stale = book.stored;
+            book.stale = book.stale || book.stored || !part.counts.is_empty();
             let mut place = 0;
             book.pending.retain(|_| {
                 place += 1;
@@ -230,12 +218,13 @@ pub fn settle(book: &mut Book, part: &Part) {
     for key in &part.discarded {
         book.unopened.remove(key);
     }
+    book.counts.settle(&part.counts);
     book.stored = part.stored;
     book.next_number = part.next_number;
 }
 
 impl Part {
-    const fn new(name: u64, book: &Book) -> Self {
+    pub(super) fn new(name: u64, book: &Book) -> Self {
         Self {
             book: name,
             parked: Vec::new(),
@@ -244,6 +233,7 @@ impl Part {
             taken: Taken::First(0),
             touched: BTreeMap::new(),
             discarded: Vec::new(),
+            counts: Changed::default(),
             stored: book.stored,
             next_number: book.next_number,
         }
@@ -264,6 +254,9 @@ struct Drawing<'a, 'r> {
     touched: BTreeMap<SourceId, Bits>,
     discarded: Vec<Key>,
     notes: BTreeMap<&'a Key, &'a Bytes>,
+    tallies: Tallies<'a>,
+    counts: Changed,
+    folds: Vec<Op>,
     taken: usize,
 }
 
@@ -271,7 +264,12 @@ impl<'a, 'r> Drawing<'a, 'r> {
     fn new(book: &'a Book, room: &'r mut Room) -> Self {
         // One operation is for the progress.
         room.ops -= 1;
+        let (folds, counts) = book.counts.fold(book.shard, room.ops / 2);
+        room.ops -= folds.len();
         Self {
+            tallies: Tallies::default(),
+            counts,
+            folds,
             book,
             room,
             packs: Vec::new(),
@@ -292,13 +290,15 @@ impl<'a, 'r> Drawing<'a, 'r> {
             self.taken += 1;
         }
         if self.taken == 0 {
-            self.room.ops += 1;
+            self.room.ops += 1 + self.folds.len();
             return None;
         }
         let mut part = Part::new(name, book);
         part.records = self.taken;
         part.taken = Taken::First(self.taken);
         write.guards.push(book.guard());
+        write.ops.append(&mut self.folds);
+        book.counts.apply(&self.tallies, &mut self.counts);
         for pack in std::mem::take(&mut self.packs) {
             part.freed += pack.deliveries.iter().map(|delivery| delivery.bytes).sum::<usize>();
             let stored = pack::store(&pack, book.shard, book.epoch_number(), part.next_number);
@@ -327,6 +327,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
         }
         part.touched = self.touched;
         part.discarded = self.discarded;
+        part.counts = self.counts;
         Some(part)
     }
 
@@ -352,8 +353,18 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 self.notes.insert(key, value);
                 true
             }
-            Record::Over { source, index } => self.end(*source, *index, 0),
-            Record::Finished { source } => self.finish_source(*source),
+            Record::Over {
+                source,
+                index,
+                origin,
+                end,
+            } => self.take_over(*source, *index, origin, *end),
+            Record::Finished { source, origin } => self.finish_source(*source, origin),
+            Record::Drop(parked) => self.drop_parked(parked),
+            Record::Gone(account, webhook) => {
+                self.tallies.gone(account, webhook);
+                true
+            }
             Record::Batch(batch) => self.take_batch(batch),
             Record::Moved(moved) => {
                 let (delivery, size) = (&moved.delivery, size(&moved.delivery.event));
@@ -365,11 +376,17 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 let last = self.last_pack.get(&group).copied();
                 let last = last.filter(|at| self.packs.get(*at).is_some_and(|pack| pack.has_room(size)));
                 // The first record of a draft goes in whatever its size: an event is never larger than a write may be.
-                if size > self.room.bytes && self.room.bytes != DRAFT_BYTES
-                    || !self.end(delivery.source, delivery.index, usize::from(last.is_none()))
-                {
+                if size > self.room.bytes && self.room.bytes != DRAFT_BYTES {
                     return false;
                 }
+                let new_pack = usize::from(last.is_none());
+                let Some(ended) = self.end(delivery.source, delivery.index, new_pack) else {
+                    return false;
+                };
+                let change = self.change(&delivery.origin);
+                change.taken += u64::from(ended.queued);
+                change.dead += i64::from(ended.news && moved.to == Destination::Dead);
+                change.sequence = change.sequence.max(delivery.state.sequence);
                 self.room.bytes = self.room.bytes.saturating_sub(size);
                 let at = last.unwrap_or_else(|| {
                     self.packs.push(Pack {
@@ -408,9 +425,21 @@ impl<'a, 'r> Drawing<'a, 'r> {
         }
         self.room.bytes = self.room.bytes.saturating_sub(bytes);
         self.room.ops -= 1;
-        for (source, index) in members.chain(batch.over.iter().copied()) {
-            self.end(source, index, 0);
+        let Some(first) = batch.deliveries.first() else {
+            return true;
+        };
+        let (mut taken, mut delivered) = (0, 0);
+        for (source, index) in members {
+            taken += self.end(source, index, 0).map_or(0, |ended| u64::from(ended.queued));
         }
+        for (source, index) in batch.over.iter().copied() {
+            let ended = self.end(source, index, 0);
+            taken += ended.map_or(0, |ended| u64::from(ended.queued));
+            delivered += ended.map_or(0, |ended| u64::from(ended.news));
+        }
+        let change = self.change(&first.origin);
+        change.taken += taken;
+        change.delivered += delivered;
         self.packs.push(Pack {
             to: Destination::Parked,
             deliveries: batch.deliveries.iter().collect(),
@@ -420,8 +449,17 @@ impl<'a, 'r> Drawing<'a, 'r> {
         true
     }
 
+    /// Takes the end of one delivery.
+    fn take_over(&mut self, source: SourceId, index: u32, origin: &'a Origin, end: End) -> bool {
+        let Some(ended) = self.end(source, index, 0) else {
+            return false;
+        };
+        self.change(origin).over(end, ended, 1);
+        true
+    }
+
     /// Sets all bits of a source, if there is room for its deletion.
-    fn finish_source(&mut self, source: SourceId) -> bool {
+    fn finish_source(&mut self, source: SourceId, origin: &'a Origin) -> bool {
         let Some(open) = self.book.sources.get(&source) else {
             return true;
         };
@@ -429,27 +467,44 @@ impl<'a, 'r> Drawing<'a, 'r> {
             return false;
         }
         self.room.ops -= 1;
-        self.touched.insert(source, open.done.full());
+        let done = self.touched.insert(source, open.done.full());
+        let left = open.done.total() - done.as_ref().unwrap_or(&open.done).count();
+        let ended = Ended::news(open.queued);
+        self.change(origin).over(End::Delivered, ended, u64::from(left));
         true
     }
 
-    /// Sets a delivery's bit, if there is room for `more` operations and the deletion of its source.
-    fn end(&mut self, source: SourceId, index: u32, more: usize) -> bool {
-        // A source that was never opened would be a mistake of the worker's: there is no bit to set.
-        let mut done = self.book.sources.get(&source).map(|open| {
-            let done = self.touched.entry(source);
-            done.or_insert_with(|| open.done.clone())
-        });
-        let last = |done: &&mut Bits| !done.get(index) && done.count() + 1 == done.total();
-        let ops = more + usize::from(done.as_ref().is_some_and(last));
-        if self.room.ops < ops {
+    /// Drops what a parked segment still holds.
+    fn drop_parked(&mut self, parked: &'a Parked) -> bool {
+        if self.room.ops == 0 {
             return false;
         }
-        self.room.ops -= ops;
-        if let Some(done) = &mut done {
-            done.set(index);
-        }
+        self.room.ops -= 1;
+        let key = key::parked_segment(parked);
+        self.tallies.drop_parked(parked, self.book.done_in(&key, parked.count));
+        self.discarded.push(key);
         true
+    }
+
+    fn change(&mut self, origin: &'a Origin) -> &mut Change {
+        self.tallies.change(origin)
+    }
+
+    /// Sets a delivery's bit, if there is room for `more` operations and the deletion of its source.
+    fn end(&mut self, source: SourceId, index: u32, more: usize) -> Option<Ended> {
+        let Some(open) = self.book.sources.get(&source) else {
+            // A source that was never opened would be a mistake of the worker's: there is no bit to set.
+            self.room.ops = self.room.ops.checked_sub(more)?;
+            return Some(Ended::default());
+        };
+        let done = self.touched.entry(source).or_insert_with(|| open.done.clone());
+        let last = !done.get(index) && done.count() + 1 == done.total();
+        self.room.ops = self.room.ops.checked_sub(more + usize::from(last))?;
+        let news = done.set(index);
+        Some(Ended {
+            news,
+            queued: news && open.queued,
+        })
     }
 
     /// What becomes of `progress/S`.
@@ -461,7 +516,8 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 .touched
                 .iter()
                 .any(|(source, done)| done.is_partial() || before(source))
-            || self.discarded.iter().any(|key| book.unopened.contains_key(key));
+            || self.discarded.iter().any(|key| book.unopened.contains_key(key))
+            || !self.counts.is_empty();
         if !news {
             return None;
         }
@@ -471,28 +527,13 @@ impl<'a, 'r> Drawing<'a, 'r> {
         });
         let unopened = book.unopened.iter().map(|(key, done)| (key, done.as_ref()));
         let unopened = unopened.filter(|(key, _)| !self.discarded.contains(key));
-        let entry = |(key, done): (&Key, &[u8])| pb::SegmentProgress {
-            key: key.as_str().to_owned(),
-            done: Bytes::copy_from_slice(done),
-        };
-        let segments: Vec<_> = opened.chain(unopened).map(entry).collect();
+        let mut segments = opened.chain(unopened).peekable();
+        let mut usage = book.counts.entries(&self.counts).peekable();
         let key = key::progress(book.shard);
-        if !segments.is_empty() {
+        if segments.peek().is_some() || usage.peek().is_some() {
             *stored = true;
-            return Some(Op::put(key, stored::encode(&pb::Progress { segments })));
+            return Some(Op::put(key, stored::encode_progress(segments, usage)));
         }
         std::mem::take(stored).then(|| Op::delete(key))
     }
-}
-
-/// Reads `progress/S`: the bits of each segment by its key.
-///
-/// # Errors
-/// If the bytes are not of that message.
-pub fn read_progress(value: Bytes) -> Result<BTreeMap<Key, Bytes>, stored::Unreadable> {
-    let progress: pb::Progress = stored::decode(value)?;
-    let segments = progress.segments.into_iter();
-    Ok(segments
-        .map(|segment| (Key::from_stored(&segment.key), segment.done))
-        .collect())
 }

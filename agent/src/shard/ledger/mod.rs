@@ -7,24 +7,24 @@
 //! all its shards. While the store is away workers go on until they have too much unwritten (see [`Pen::may_start`]).
 
 pub mod batch;
+pub mod counts;
+pub mod deletions;
 pub mod pack;
 mod writer;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use postrider_common::entropy::SharedEntropy;
 use postrider_common::id::AgentId;
-use postrider_common::key::{Key, Parked};
+use postrider_common::key::Parked;
 use postrider_common::store::SharedStore;
 use postrider_common::task;
 use postrider_common::time::SharedClock;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::batch::Part;
+use self::batch::{Found, Part};
 use self::writer::Writer;
 use super::Tenure;
 use super::budget::Purse;
@@ -64,7 +64,7 @@ struct Slot {
 
 struct Inbox {
     records: Vec<Record>,
-    progress: Option<BTreeMap<Key, Bytes>>,
+    found: Option<Found>,
     queued: bool,
     closed: bool,
 }
@@ -98,12 +98,12 @@ impl Ledger {
         Self { shared }
     }
 
-    /// Opens the book of a shard that was just taken. `progress` is what `progress/S` held, `None` if there is no such key; `worker` is notified when
+    /// Opens the book of a shard that was just taken. `found` is what the store held about it; `worker` is notified when
     /// parked segments were written (see [`Pen::take_written`]) and when attempts may start again; `purse` gets back what moved deliveries took.
     pub fn open(
         &self,
         tenure: Tenure,
-        progress: Option<BTreeMap<Key, Bytes>>,
+        found: Found,
         worker: Arc<Notify>,
         purse: Arc<Purse>,
         fenced: CancellationToken,
@@ -114,7 +114,7 @@ impl Ledger {
                 tenure,
                 inbox: Mutex::new(Inbox {
                     records: Vec::new(),
-                    progress,
+                    found: Some(found),
                     queued: false,
                     closed: false,
                 }),

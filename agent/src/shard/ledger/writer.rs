@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::{self, Book, Draft};
+use super::deletions::draft_deletions;
 use super::{Shared, Slot, lock};
 use crate::shard::counters::Counters;
 
@@ -119,10 +120,10 @@ impl Writer {
     fn collect(&mut self) {
         let dirty = std::mem::take(&mut *lock(&self.shared.dirty));
         for slot in dirty {
-            let (records, progress, closed) = {
+            let (records, found, closed) = {
                 let mut inbox = lock(&slot.inbox);
                 inbox.queued = false;
-                (std::mem::take(&mut inbox.records), inbox.progress.take(), inbox.closed)
+                (std::mem::take(&mut inbox.records), inbox.found.take(), inbox.closed)
             };
             let known = self.sheets.iter().find(|(_, sheet)| Arc::ptr_eq(&sheet.slot, &slot));
             let known = known.map(|(name, _)| *name);
@@ -137,7 +138,7 @@ impl Writer {
                 self.next_sheet
             });
             let sheet = self.sheets.entry(name).or_insert_with(|| Sheet {
-                book: Book::new(slot.tenure.shard, slot.tenure.epoch, progress),
+                book: Book::new(slot.tenure.shard, slot.tenure.epoch, found.unwrap_or_default()),
                 slot,
             });
             let handed = records.len();
@@ -292,7 +293,7 @@ impl Writer {
             tracing::error!("the store is full: progress cannot be written");
         }
         // Attempts go on, up to the limit of what is unwritten: more may become deletable.
-        let draft = batch::draft_deletions(self.books(lease.id()));
+        let draft = draft_deletions(self.books(lease.id()));
         if let Some(draft) = draft {
             match self.store.write(draft.write.clone()).await {
                 Ok(_) => return self.settle(&draft),

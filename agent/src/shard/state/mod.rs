@@ -12,13 +12,16 @@ use std::time::Duration;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked};
 use postrider_common::model::segment::Event;
+use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
 use crate::shard::counters::Tally;
-use crate::shard::delivery::{Delivery, Destination, Effects, Known, Load, Moved, Place, Record, Source, SourceId};
+use crate::shard::delivery::{
+    Delivery, Destination, Effects, End, Known, Load, Moved, Place, Record, Source, SourceId,
+};
 use crate::shard::lane::{Config, LANE_LIMIT, Lane};
 
 /// How long a lane rests after an attempt that could not be made: what is missing (a lease, a file descriptor, a name server) rarely comes back faster.
@@ -139,11 +142,11 @@ impl State {
         }
         if matches!(lane.config, Config::Gone(_)) {
             // Written by us before we knew: everything in it matched a configuration that is over.
-            let key = key::parked_segment(&Parked {
+            let dropped = Box::new(Parked {
                 shard,
                 ..parked.clone()
             });
-            effects.records.push(Record::Discard(key));
+            effects.records.push(Record::Drop(dropped));
             self.tally.dropped += u64::from(parked.count);
         } else {
             lane.park(parked);
@@ -362,7 +365,7 @@ impl State {
         }
         for parked in parked {
             self.tally.dropped += u64::from(parked.count);
-            effects.records.push(Record::Discard(key::parked_segment(&parked)));
+            effects.records.push(Record::Drop(Box::new(parked)));
         }
     }
 
@@ -389,15 +392,17 @@ impl State {
     /// Its webhook was deleted.
     fn abandon(&mut self, delivery: &Delivery, effects: &mut Effects) {
         self.tally.dropped += 1;
-        self.over(delivery, effects);
+        self.over(delivery, End::Dropped(Dropped::WebhookDeleted), effects);
     }
 
-    fn over(&mut self, delivery: &Delivery, effects: &mut Effects) {
+    fn over(&mut self, delivery: &Delivery, end: End, effects: &mut Effects) {
         self.close(delivery.source);
         effects.freed += delivery.bytes;
         effects.records.push(Record::Over {
             source: delivery.source,
             index: delivery.index,
+            origin: delivery.origin.clone(),
+            end,
         });
     }
 

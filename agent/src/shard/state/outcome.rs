@@ -15,7 +15,7 @@ use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State, age_from};
 use crate::attempt::{Outcome, Reason};
 use crate::limit::breaker::Ended;
 use crate::limit::failing::{self, Note};
-use crate::shard::delivery::{Delivery, Effects, Known, Record, Suspend};
+use crate::shard::delivery::{Delivery, Effects, End, Known, Record, Suspend};
 use crate::shard::lane::{Config, Lane};
 
 impl State {
@@ -145,9 +145,14 @@ impl State {
                     self.close(delivery.source);
                     effects.freed += delivery.bytes;
                 }
-                effects.records.push(Record::Finished { source: first.source });
+                effects.records.push(Record::Finished {
+                    source: first.source,
+                    origin: first.origin.clone(),
+                });
             }
-            _ => deliveries.iter().for_each(|delivery| self.over(delivery, effects)),
+            _ => deliveries
+                .iter()
+                .for_each(|delivery| self.over(delivery, End::Delivered, effects)),
         }
     }
 
@@ -202,7 +207,8 @@ impl State {
             let over = over.iter().map(|delivery| (delivery.source, delivery.index)).collect();
             return self.park_batch(at, id, deliveries, over, effects);
         }
-        over.iter().for_each(|delivery| self.over(delivery, effects));
+        over.iter()
+            .for_each(|delivery| self.over(delivery, End::Delivered, effects));
         for delivery in deliveries {
             if gone {
                 self.abandon(&delivery, effects);

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use postrider_common::key::{self, Key, ParkedKind};
 use postrider_common::model::batching::{Batching, Mode};
 use postrider_common::model::segment::Event;
+use postrider_common::model::usage::{self, Usage};
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Op, Revision};
@@ -19,11 +20,13 @@ use proptest::prelude::*;
 use super::{BEGIN, account, event, segment, uid, webhook};
 use crate::attempt::{Outcome, Reason};
 use crate::limit::failing::SUSPEND_AFTER;
-use crate::shard::bits::Bits;
 use crate::shard::delivery::{Effects, Known, Load, Place, Record, Source, SourceId};
 use crate::shard::lane::{LANE_LIMIT, WAIT_LIMIT};
-use crate::shard::ledger::batch::{self, Book, read_progress};
+use crate::shard::ledger::batch::{self, Book, Found};
+use crate::shard::ledger::counts::Counts;
+use crate::shard::ledger::deletions::draft_deletions;
 use crate::shard::state::{AttemptId, NOT_MADE_PAUSE, Start, State};
+use postrider_common::model::bits::Bits;
 
 const SHARD: ShardId = ShardId(3);
 const HOOKS: [&str; 3] = ["a", "b", "c"];
@@ -98,6 +101,10 @@ struct World {
     next_source: u64,
     epoch: Revision,
     queue: Vec<(Revision, Key)>,
+    /// Something ended while the store was full, and has not been counted yet.
+    uncounted: bool,
+    /// The agent died before it was.
+    inexact: bool,
 }
 
 impl World {
@@ -137,7 +144,7 @@ impl World {
             due: BTreeMap::new(),
             state: State::new(SHARD, Revision(9), SUSPEND_AFTER),
             effects: Effects::default(),
-            book: Book::new(SHARD, Revision(9), None),
+            book: Book::new(SHARD, Revision(9), Found::default()),
             flights: Vec::new(),
             divided: BTreeSet::new(),
             ids: BTreeMap::new(),
@@ -147,6 +154,8 @@ impl World {
             next_source: 0,
             epoch: Revision(9),
             queue: Vec::new(),
+            uncounted: false,
+            inexact: false,
         }
     }
 
@@ -387,12 +396,14 @@ impl World {
         assert!(draft.write.ops.len() <= batch::DRAFT_OPS);
         postrider_common::store::check(&draft.write).unwrap();
         self.apply(draft);
+        self.uncounted = false;
     }
 
     fn delete_only(&mut self) {
-        if let Some(draft) = batch::draft_deletions(std::iter::once((1, &self.book))) {
+        if let Some(draft) = draft_deletions(std::iter::once((1, &self.book))) {
             assert!(draft.write.ops.iter().all(|op| matches!(op, Op::Delete { .. })));
             assert!(draft.write.ops.len() <= batch::DRAFT_OPS);
+            self.uncounted = true;
             self.apply(draft);
         }
     }
@@ -402,7 +413,9 @@ impl World {
             match op {
                 Op::Put { key, value, .. } => {
                     let news = self.store.insert(key.clone(), value.clone()).is_none();
-                    let again = *key == key::progress(SHARD) || key::parse_failing(key).is_some();
+                    let again = *key == key::progress(SHARD)
+                        || key::parse_failing(key).is_some()
+                        || key::parse_usage(key).is_some();
                     assert!(news || again, "{key} was written twice");
                     if key::parse_dead(key).is_some() {
                         for (name, state) in names(value) {
@@ -438,16 +451,22 @@ impl World {
         self.state = State::new(SHARD, Revision(self.revision), SUSPEND_AFTER);
         self.epoch = Revision(self.revision);
         self.due.clear();
-        let progress = self
-            .store
-            .get(&key::progress(SHARD))
-            .map(|value| read_progress(value.clone()).unwrap());
-        let progress = progress.map(|mut progress| {
-            progress.retain(|key, _| self.store.contains_key(key));
-            progress
+        // What was counted while the store was full is forgotten.
+        self.inexact |= std::mem::take(&mut self.uncounted);
+        let (progress, usage) = (self.stored_progress(), self.usage());
+        let unfolded = progress.iter().flat_map(|progress| progress.usage.keys().cloned());
+        let counts = Counts::new(usage, unfolded.collect());
+        let segments = progress.map(|progress| {
+            let mut segments = progress.segments;
+            segments.retain(|key, _| self.store.contains_key(key));
+            segments
         });
-        self.progress = progress.clone().unwrap_or_default();
-        self.book = Book::new(SHARD, Revision(self.revision), progress);
+        self.progress = segments.clone().unwrap_or_default();
+        let found = Found {
+            progress: segments,
+            counts,
+        };
+        self.book = Book::new(SHARD, Revision(self.revision), found);
         let keys: Vec<Key> = self.store.keys().cloned().collect();
         for key in &keys {
             if let Some(parked) = key::parse_parked(key) {
@@ -477,6 +496,9 @@ impl World {
 
     /// What holds whenever the store has changed.
     fn check_store(&self) {
+        if !self.inexact && !self.uncounted {
+            self.check_counts();
+        }
         // Nothing is lost: what was accepted for a webhook that still exists was delivered, is dead, or waits in the store.
         let waiting = self.waiting();
         let alive: BTreeSet<String> = self.hooks.iter().map(|(hook, _)| hook.uid.to_string()).collect();
@@ -494,18 +516,66 @@ impl World {
         }
     }
 
-    /// What the store owes: every delivery in it whose bit is not set.
-    fn waiting(&self) -> BTreeMap<Name, u32> {
-        let progress = self
-            .store
-            .get(&key::progress(SHARD))
-            .map(|value| read_progress(value.clone()).unwrap());
-        let progress = progress.unwrap_or_default();
-        let mut waiting = BTreeMap::new();
+    fn stored_progress(&self) -> Option<stored::Progress> {
+        let value = self.store.get(&key::progress(SHARD))?;
+        Some(stored::decode_progress(value.clone()).unwrap())
+    }
+
+    /// What the store says became of the deliveries of each webhook.
+    fn usage(&self) -> BTreeMap<usage::Name, Usage> {
+        let mut totals = self.stored_progress().unwrap_or_default().usage;
         for (key, value) in &self.store {
-            if key::parse_dead(key).is_some() || key::parse_failing(key).is_some() || *key == key::progress(SHARD) {
+            if let Some(name) = key::parse_usage(key) {
+                let usage = stored::decode_usage(value.clone()).unwrap();
+                totals.entry(name).or_insert(usage);
+            }
+        }
+        totals
+    }
+
+    /// The counts and the segments of the store tell the same.
+    fn check_counts(&self) {
+        let (usage, parked) = (self.usage(), self.owed(|key| key::parse_parked(key).is_some()));
+        let dead = self.owed(|key| key::parse_dead(key).is_some());
+        let sum = |count: fn(&Usage) -> u64| usage.values().map(count).sum::<u64>();
+        let ended = sum(|usage| usage.delivered + usage.dead + usage.dropped.iter().sum::<u64>());
+        assert_eq!(sum(|usage| usage.taken), parked.len() as u64 + ended, "waiting");
+        assert_eq!(sum(|usage| usage.dead), dead.len() as u64, "dead");
+        let queued = self.owed(key::is_queued).len();
+        assert_eq!(
+            sum(|usage| usage.taken) + queued as u64,
+            self.accepted.len() as u64,
+            "accepted"
+        );
+        for (hook, _) in &self.hooks {
+            let total = usage
+                .get(&(account(), Some(hook.id.clone())))
+                .cloned()
+                .unwrap_or_default();
+            if total.uid.as_ref().is_none_or(|uid| *uid != hook.uid) {
                 continue;
             }
+            let of =
+                |names: &BTreeMap<Name, u32>| names.keys().filter(|name| name.1 == hook.uid.as_str()).count() as u64;
+            assert_eq!(
+                (total.waiting(), total.dead),
+                (of(&parked), of(&dead)),
+                "of {}",
+                hook.id
+            );
+        }
+    }
+
+    /// What the store owes: every delivery in it whose bit is not set.
+    fn waiting(&self) -> BTreeMap<Name, u32> {
+        self.owed(|key| key::is_queued(key) || key::parse_parked(key).is_some())
+    }
+
+    /// The deliveries of some segments whose bits are not set.
+    fn owed(&self, of: impl Fn(&Key) -> bool) -> BTreeMap<Name, u32> {
+        let progress = self.stored_progress().unwrap_or_default().segments;
+        let mut waiting = BTreeMap::new();
+        for (key, value) in self.store.iter().filter(|(key, _)| of(key)) {
             let names = names(value);
             let done = Bits::read(
                 progress.get(key).map_or(&[], |done| done),
@@ -575,7 +645,11 @@ proptest! {
         prop_assert_eq!(world.state.open_sources(), 0);
         // Those that failed last are remembered.
         prop_assert!(world.state.lanes().all(|lane| lane.breaker.streak().is_some() || lane.noted.is_some()));
-        let kept = |key: &Key| key::parse_dead(key).is_some() || key::parse_failing(key).is_some();
+        let kept = |key: &Key| {
+            let counts = *key == key::progress(SHARD) || key::parse_usage(key).is_some();
+            counts || key::parse_dead(key).is_some() || key::parse_failing(key).is_some()
+        };
+        prop_assert!(world.stored_progress().unwrap_or_default().segments.is_empty());
         prop_assert!(world.store.keys().all(kept), "{:?}", world.store.keys().collect::<Vec<_>>());
         let ended: BTreeSet<_> = world.delivered.keys().chain(&world.dead).cloned().collect();
         let alive: BTreeSet<String> = world.hooks.iter().map(|(hook, _)| hook.uid.to_string()).collect();

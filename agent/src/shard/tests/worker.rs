@@ -178,7 +178,10 @@ impl World {
     async fn left(&self, shard: ShardId) -> Vec<String> {
         let mut left = self.keys(&key::queue(shard)).await;
         left.extend(self.keys(&key::parked(shard)).await);
-        left.extend(self.keys(&key::progress(shard)).await);
+        let (progress, _) = self.store.get(&key::progress(shard)).await.unwrap();
+        let progress = progress.map(|entry| stored::decode_progress(entry.value).unwrap());
+        let segments = progress.unwrap_or_default().segments.into_keys();
+        left.extend(segments.map(|key| key.as_str().to_owned()));
         left
     }
 

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::Tenure;
 use super::budget::Purse;
 use super::counters::{Counted, Tally};
-use super::delivery::{Effects, Known, Load};
+use super::delivery::{Effects, Known, Load, Record};
 use super::feed::{self, Feed, Found, Got};
 use super::ledger::Pen;
 use super::shards::{Command, Shards};
@@ -144,10 +144,10 @@ impl Worker {
     fn new(shards: Shards, tenure: Tenure, group: &task::Group, found: Found, fenced: CancellationToken) -> Self {
         let wake = Arc::new(Notify::new());
         let purse = Arc::new(Purse::new(shards.budget.clone()));
-        let progress = found.progress.clone().unwrap_or_default();
+        let progress = found.book.progress.clone().unwrap_or_default();
         let pen = shards
             .ledger
-            .open(tenure.clone(), found.progress, wake.clone(), purse.clone(), fenced);
+            .open(tenure.clone(), found.book, wake.clone(), purse.clone(), fenced);
         let mut state = State::new(tenure.shard, tenure.epoch, shards.limits.suspend_after);
         let mut effects = Effects::default();
         let now = shards.deps.clock.now();
@@ -358,14 +358,14 @@ impl Worker {
             // The catalog lives as long as its workers.
             Err(RecvError::Closed) => return,
         };
-        for name in names
-            .iter()
-            .filter(|name| self.state.has_lane(name))
-            .cloned()
-            .collect::<Vec<_>>()
-        {
+        for name in names {
             let known = self.shards.deps.catalog.current(&name);
-            self.state.changed(&name.0, &name.1, &known, now, &mut self.effects);
+            if self.state.has_lane(&name) {
+                self.state.changed(&name.0, &name.1, &known, now, &mut self.effects);
+            }
+            if matches!(known, Known::Absent(_)) {
+                self.effects.records.push(Record::Gone(name.0, name.1));
+            }
         }
     }
 

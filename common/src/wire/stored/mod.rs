@@ -3,6 +3,8 @@
 //! Everything read is checked as if a stranger had written it: what does not fit is [`Unreadable`], never a panic.
 
 mod auth;
+mod progress;
+mod usage;
 mod webhook;
 
 use std::cell::RefCell;
@@ -21,6 +23,9 @@ use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
 use crate::time::Timestamp;
 
+pub use progress::{Progress, decode_progress, encode_progress};
+use usage::usage_entry;
+pub use usage::{decode_usage, encode_usage};
 pub use webhook::{decode_webhook, encode_webhook, suspend_webhook};
 
 /// The version of every message that this release writes, and the newest that it reads.
@@ -158,6 +163,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
             reason: delivery.state.reason,
             status_code: delivery.state.status.map_or(0, u32::from),
             alone: delivery.state.alone,
+            sequence: delivery.state.sequence,
         };
         pb::Target {
             account: target.account.as_str().to_owned(),
@@ -239,6 +245,7 @@ fn target_from_pb(target: pb::Target, events: usize) -> Result<Target, Unreadabl
         reason: state.reason,
         status: u16::try_from(state.status_code).ok().filter(|status| *status != 0),
         alone: state.alone,
+        sequence: state.sequence,
     });
     Ok(Target {
         account: AccountId::new(&target.account).map_err(unreadable)?,

@@ -149,6 +149,11 @@ pub fn segment(shard: ShardId, writer: &str, sequence: u64) -> Key {
     Key::new(format!("queue/{:04}/{writer}-{sequence:012x}", shard.0))
 }
 
+/// How far the owners of all shards got.
+pub fn all_progress() -> Key {
+    Key::from_stored("progress/")
+}
+
 /// How far the shard's owner got in segments that are not over.
 pub fn progress(shard: ShardId) -> Key {
     Key::new(format!("progress/{:04}", shard.0))

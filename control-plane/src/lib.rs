@@ -10,6 +10,7 @@ mod metrics;
 pub mod placement;
 mod publish;
 pub mod sweep;
+mod usage;
 
 use std::io;
 use std::pin::pin;

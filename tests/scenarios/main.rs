@@ -10,6 +10,7 @@
     reason = "a scenario that cannot go on must fail"
 )]
 
+mod accounting;
 mod auth_kinds;
 mod batches;
 mod crash;

@@ -345,21 +345,40 @@ pub trait Store: Send + Sync + 'static {
 /// # Errors
 /// As [`Store::list`]; a listing that meets a compaction starts again by itself once.
 pub async fn list_all(store: &dyn Store, prefix: &Key, keys_only: bool) -> Result<(Vec<Entry>, Revision), ReadError> {
-    match list_once(store, prefix, keys_only).await {
-        Err(ReadError::Compacted) => list_once(store, prefix, keys_only).await,
+    match list_once(store, prefix, keys_only, None).await {
+        Err(ReadError::Compacted) => list_once(store, prefix, keys_only, None).await,
         other => other,
     }
+}
+
+/// All entries below a prefix at a revision, in the order of their keys.
+///
+/// # Errors
+/// [`ReadError`]; [`ReadError::Compacted`] if the revision is no longer kept.
+pub async fn list_all_at(
+    store: &dyn Store,
+    prefix: &Key,
+    keys_only: bool,
+    revision: Revision,
+) -> Result<Vec<Entry>, ReadError> {
+    let (entries, _) = list_once(store, prefix, keys_only, Some(revision)).await?;
+    Ok(entries)
 }
 
 /// Entries a page when everything is listed: 500 values of at most 64 KiB stay below the 64 MiB that a client decodes.
 const LIST_PAGE: usize = 500;
 
-async fn list_once(store: &dyn Store, prefix: &Key, keys_only: bool) -> Result<(Vec<Entry>, Revision), ReadError> {
+async fn list_once(
+    store: &dyn Store,
+    prefix: &Key,
+    keys_only: bool,
+    revision: Option<Revision>,
+) -> Result<(Vec<Entry>, Revision), ReadError> {
     let mut request = ListRequest {
         prefix: prefix.clone(),
         after: None,
         limit: LIST_PAGE,
-        revision: None,
+        revision,
         keys_only,
     };
     let mut entries = Vec::new();

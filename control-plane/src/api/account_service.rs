@@ -13,6 +13,7 @@ use super::page::Scope;
 use super::status::{Error, Violations};
 use super::{Deps, account_rules, convert, mask, names, page};
 use crate::catalog::edit::{Apply, RequestKey};
+use crate::usage;
 
 /// The service.
 pub(crate) struct Accounts(pub(crate) Deps);
@@ -45,6 +46,18 @@ impl AccountService for Accounts {
         request: Request<v1::UpdateAccountRequest>,
     ) -> Result<Response<v1::Account>, Status> {
         Ok(Response::new(self.update(request.into_inner()).await?))
+    }
+
+    async fn get_account_usage(
+        &self,
+        request: Request<v1::GetAccountUsageRequest>,
+    ) -> Result<Response<v1::AccountUsage>, Status> {
+        let mut violations = Violations::default();
+        let id = names::account("name", &request.get_ref().name, &mut violations);
+        let id = violations.with(id)?;
+        let _exists: Account = self.0.edit.get(&id).await?;
+        let usage = usage::of_account(&*self.0.store, self.0.cell.shard_count, &id).await;
+        Ok(Response::new(convert::account_usage(&id, &usage.map_err(Error::from)?)))
     }
 }
 

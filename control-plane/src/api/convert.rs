@@ -5,10 +5,12 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use postrider_common::id::{AccountId, Uid, WebhookId};
 use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, UnknownEventTypes};
 use postrider_common::model::auth::ClientAuthentication;
 use postrider_common::model::batching::Mode;
 use postrider_common::model::event_type::{Category, EventType};
+use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::{
     Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Suspension, Webhook,
     WhenInactive,
@@ -20,6 +22,7 @@ use v1::auth::Method;
 
 use super::json;
 use crate::catalog::edit::Resource as _;
+use crate::usage::{AccountUsage, Counts};
 
 /// A webhook as callers see it at `now` (secrets that have expired by then are not named).
 pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
@@ -229,5 +232,40 @@ fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// What became of an account's deliveries.
+pub(crate) fn account_usage(account: &AccountId, usage: &AccountUsage) -> v1::AccountUsage {
+    let webhook = |(webhook, (uid, counts)): (&WebhookId, &(Uid, Counts))| v1::WebhookUsage {
+        webhook: format!("accounts/{account}/webhooks/{webhook}"),
+        uid: uid.to_string(),
+        counts: Some(delivery_counts(counts)),
+    };
+    v1::AccountUsage {
+        name: format!("accounts/{account}"),
+        total: Some(delivery_counts(&usage.total())),
+        webhooks: usage.webhooks.iter().map(webhook).collect(),
+        deleted_webhooks: Some(delivery_counts(&usage.deleted)),
+    }
+}
+
+fn delivery_counts(counts: &Counts) -> v1::DeliveryCounts {
+    let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let dropped = Dropped::ALL
+        .into_iter()
+        .map(|why| (why, counts.dropped(why)))
+        .filter(|(_, count)| *count > 0);
+    v1::DeliveryCounts {
+        accepted: number(counts.accepted()),
+        delivered: number(counts.delivered()),
+        waiting: number(counts.waiting()),
+        dead: number(counts.dead()),
+        dropped: dropped
+            .map(|(why, count)| v1::DroppedCount {
+                reason: why.as_str().to_owned(),
+                count: number(count),
+            })
+            .collect(),
     }
 }

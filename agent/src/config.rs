@@ -9,6 +9,7 @@ use postrider_common::id::AgentId;
 
 use crate::Roots;
 use crate::limit::failing;
+use crate::shard;
 
 /// What the agent does, whoever starts it.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct Config {
     pub release_grace: Duration,
     /// How long a webhook may only fail before it is suspended.
     pub suspend_after: Duration,
+    /// How long dead letters are kept.
+    pub dead_letter_retention: Duration,
     /// Which networks it may send to beyond the public ones.
     pub egress: egress::Policy,
     /// Which certificate authorities receivers may be certified by.
@@ -45,6 +48,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     RELEASE_GRACE,
     SUSPEND_AFTER,
+    DEAD_LETTER_RETENTION,
     ROOTS,
     EXTRA_ROOTS,
 ];
@@ -63,6 +67,14 @@ pub const SUSPEND_AFTER: Setting = Setting::new(
     "DURATION",
     "168h",
     "How long every attempt of a webhook must have failed before it is suspended; at least 1s",
+);
+
+/// How long dead letters are kept.
+pub const DEAD_LETTER_RETENTION: Setting = Setting::new(
+    "dead-letter-retention",
+    "DURATION",
+    "720h",
+    "How long dead letters are kept; at least 1s. They are looked through a minute after a shard was taken and every hour",
 );
 
 /// Which list of certificate authorities.
@@ -92,6 +104,7 @@ pub fn read(settings: &mut Settings, generated_id: AgentId) -> Config {
         lease_ttl: config::lease_ttl(settings),
         release_grace: release_grace(settings),
         suspend_after: suspend_after(settings),
+        dead_letter_retention: dead_letter_retention(settings),
         egress: config::egress(settings),
         roots: roots(settings),
         extra_roots: settings.all("extra-roots", config::path),
@@ -117,9 +130,21 @@ pub fn release_grace(settings: &mut Settings) -> Duration {
 
 /// Reads when a webhook that only fails is switched off.
 pub fn suspend_after(settings: &mut Settings) -> Duration {
-    let parse = |text: &str| match config::duration(text)? {
+    settings
+        .maybe("suspend-after", a_second_at_least)
+        .unwrap_or(failing::SUSPEND_AFTER)
+}
+
+/// Reads how long dead letters are kept.
+pub fn dead_letter_retention(settings: &mut Settings) -> Duration {
+    settings
+        .maybe("dead-letter-retention", a_second_at_least)
+        .unwrap_or(shard::DEAD_LETTER_RETENTION)
+}
+
+fn a_second_at_least(text: &str) -> Result<Duration, &'static str> {
+    match config::duration(text)? {
         short if short < Duration::from_secs(1) => Err("must be at least 1s"),
         duration => Ok(duration),
-    };
-    settings.maybe("suspend-after", parse).unwrap_or(failing::SUSPEND_AFTER)
+    }
 }

@@ -4,6 +4,7 @@ pub mod assignment;
 pub mod attempt;
 pub mod auth;
 pub mod catalog;
+pub mod command;
 pub mod config;
 pub mod limit;
 mod metrics;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempt::sender::HttpSender;
 use crate::catalog::Catalog;
+use crate::command::Commands;
 use crate::config::Config;
 pub use crate::metrics::Metrics;
 use crate::shard::{Limits, Shards};
@@ -102,10 +104,12 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         entropy: deps.entropy,
         counters: deps.metrics.shards,
         suspender: Suspender::spawn(&group, deps.store.clone(), deps.clock.clone()),
+        commands: Commands::spawn(&group, deps.store.clone()),
     };
     let limits = Limits {
         grace: config.release_grace,
         suspend_after: config.suspend_after,
+        dead_letter_retention: config.dead_letter_retention,
         ..Limits::default()
     };
     let work = Arc::new(Shards::new(shards, limits, &group));

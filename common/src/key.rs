@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::id::{AccountId, AgentId, EventName, RequestId, WebhookId};
+use crate::id::{AccountId, AgentId, EventName, RequestId, Uid, WebhookId};
 use crate::model::usage;
 use crate::shard::ShardId;
 use crate::time::Timestamp;
@@ -195,6 +195,8 @@ pub enum ParkedKind {
     Gathering(u32),
     /// The due time of the batch that they make up.
     Batch,
+    /// Among dead letters: what is left of a segment of which some were revived or dropped.
+    Rest,
 }
 
 /// One parked segment.
@@ -273,6 +275,23 @@ pub fn parse_usage(key: &Key) -> Option<usage::Name> {
     Some((AccountId::new(account).ok()?, webhook))
 }
 
+/// The commands to the owners of all shards.
+pub fn commands() -> Key {
+    Key::from_stored("commands/")
+}
+
+/// One command to the owner of a shard. Commands of one shard are carried out in the order of their keys.
+pub fn command(shard: ShardId, id: &Uid) -> Key {
+    Key::new(format!("commands/{:04}/{id}", shard.0))
+}
+
+/// The shard of a key made by [`command`].
+pub fn parse_command(key: &Key) -> Option<ShardId> {
+    let (shard, id) = key.as_str().strip_prefix("commands/")?.split_once('/')?;
+    Uid::new(id).ok()?;
+    Some(ShardId(shard.parse().ok()?))
+}
+
 /// Whether a segment stands in a queue, rather than being parked.
 pub fn is_queued(key: &Key) -> bool {
     key.as_str().starts_with("queue/")
@@ -283,6 +302,7 @@ fn placed(at: &Parked) -> String {
         ParkedKind::Single => String::new(),
         ParkedKind::Gathering(bytes) => format!("-g{bytes:x}"),
         ParkedKind::Batch => "-b".to_owned(),
+        ParkedKind::Rest => "-r".to_owned(),
     };
     format!(
         "{:04}/{}/{}/due-{:015}-{:x}-{:x}-{}{kind}",
@@ -304,6 +324,7 @@ fn parse_placed(text: &str) -> Option<Parked> {
     let kind = match fields.next() {
         None => ParkedKind::Single,
         Some("b") => ParkedKind::Batch,
+        Some("r") => ParkedKind::Rest,
         Some(other) => ParkedKind::Gathering(u32::from_str_radix(other.strip_prefix('g')?, 16).ok()?),
     };
     if parts.next().is_some() || fields.next().is_some() {
@@ -380,12 +401,12 @@ mod tests {
         #[test]
         fn a_parked_key_says_what_it_was_built_from(
             shard in 0_u16..1024, account in "[a-z0-9][a-z0-9-]{0,62}", webhook in "[a-z0-9][a-z0-9-]{0,62}",
-            due in 0_i64..253_402_300_799_999, epoch: u64, number: u64, count: u32, kind in 0_u8..3, bytes: u32,
+            due in 0_i64..253_402_300_799_999, epoch: u64, number: u64, count: u32, kind in 0_u8..4, bytes: u32,
         ) {
             let parked = Parked {
                 shard: ShardId(shard), account: AccountId::new(&account).unwrap(), webhook: WebhookId::new(&webhook).unwrap(),
                 due: Timestamp::from_millis(due), epoch, number, count,
-                kind: match kind { 0 => ParkedKind::Single, 1 => ParkedKind::Gathering(bytes), _ => ParkedKind::Batch },
+                kind: match kind { 0 => ParkedKind::Single, 1 => ParkedKind::Gathering(bytes), 2 => ParkedKind::Rest, _ => ParkedKind::Batch },
             };
             prop_assert_eq!(parse_parked(&parked_segment(&parked)), Some(parked.clone()));
             prop_assert!(parked_segment(&parked).as_str().starts_with(super::parked(parked.shard).as_str()));
@@ -413,7 +434,7 @@ mod tests {
         #[test]
         fn no_text_makes_the_parsers_panic(text in "\\PC{0,80}") {
             let key = Key::from_stored(&text);
-            let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_failing(&key), parse_usage(&key), parse_shard(&key), parse_agent(&key));
+            let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_failing(&key), parse_usage(&key), parse_command(&key), parse_shard(&key), parse_agent(&key));
         }
     }
 }

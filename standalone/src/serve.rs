@@ -43,6 +43,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     postrider_control_plane::config::STORE_QUOTA,
     postrider_agent::config::RELEASE_GRACE,
     postrider_agent::config::SUSPEND_AFTER,
+    postrider_agent::config::DEAD_LETTER_RETENTION,
     postrider_agent::config::ROOTS,
     postrider_agent::config::EXTRA_ROOTS,
 ];
@@ -82,6 +83,7 @@ pub(crate) fn options(settings: &mut Settings, data: PathBuf, entropy: &SharedEn
             egress,
             release_grace: postrider_agent::config::release_grace(settings),
             suspend_after: postrider_agent::config::suspend_after(settings),
+            dead_letter_retention: postrider_agent::config::dead_letter_retention(settings),
             roots: postrider_agent::config::roots(settings),
             extra_roots: settings.all("extra-roots", config::path),
         },

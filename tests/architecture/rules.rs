@@ -53,7 +53,7 @@ const NAMES: &[(&str, &str, &str)] = &[
         "stored messages stay with those that own them",
     ),
     (
-        "\"queue/ \"parked/ \"dead/ \"failing/ \"usage/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/",
+        "\"queue/ \"parked/ \"dead/ \"failing/ \"usage/ \"commands/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/",
         "common/src/key.rs",
         "keys are built and parsed in one place",
     ),

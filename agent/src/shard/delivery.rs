@@ -229,6 +229,8 @@ pub enum Record {
         /// Whose they were.
         origin: Arc<Origin>,
     },
+    /// A segment of dead letters is replaced by what becomes of them.
+    Rewrite(Box<Rewrite>),
     /// The deliveries of a parked segment that was not opened are dropped: their webhook does not exist any more.
     Drop(Box<Parked>),
     /// A webhook does not exist any more, whether something waited for it or not.
@@ -268,6 +270,26 @@ pub struct Batch {
     pub over: Vec<(SourceId, u32)>,
 }
 
+/// What becomes of a segment of dead letters: together, in one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The segment, which is deleted.
+    pub segment: Parked,
+    /// Those that stay dead letters.
+    pub kept: Vec<Delivery>,
+    /// Those that wait again: each group goes into a parked segment of its own.
+    pub revived: Vec<Vec<Delivery>>,
+    /// Those that are dropped: whose, why, and how many.
+    pub dropped: Vec<(Arc<Origin>, Dropped, u64)>,
+}
+
+impl Rewrite {
+    /// All that are stored again.
+    pub fn deliveries(&self) -> impl Iterator<Item = &Delivery> {
+        self.kept.iter().chain(self.revived.iter().flatten())
+    }
+}
+
 /// Where a delivery moves to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Destination {
@@ -277,6 +299,8 @@ pub enum Destination {
     Gathering,
     /// It ended without having been delivered.
     Dead,
+    /// The same, a while ago: it stays among the dead letters.
+    Rest,
 }
 
 /// A request to read parked segments of one webhook.

@@ -1,6 +1,7 @@
 //! Where a worker's work comes from: what the shard held when it was taken, the queue as it grows, and the reading of segments.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use postrider_common::shard::ShardId;
 use postrider_common::store::{ReadError, Revision, SharedStore, list_all};
 use postrider_common::task;
 use postrider_common::wire::stored;
+use postrider_proto::stored as pb;
 use tokio::sync::Notify;
 
 use super::delivery::{Known, Place, Source, SourceId};
@@ -35,6 +37,8 @@ pub struct Found {
     pub book: batch::Found,
     /// The parked segments.
     pub parked: Vec<Parked>,
+    /// How many shards the cell has, if it says so.
+    pub shard_count: Option<NonZeroU16>,
     /// Webhooks that were failing.
     pub failing: Vec<((AccountId, WebhookId), Failing)>,
 }
@@ -54,6 +58,10 @@ pub async fn find(store: &SharedStore, shard: ShardId) -> Found {
 
 async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadError> {
     let mut found = Found::default();
+    let (cell, _) = store.get(&key::cell()).await?;
+    let cell = cell.and_then(|entry| stored::decode::<pb::Cell>(entry.value).ok());
+    let count = cell.and_then(|cell| u16::try_from(cell.shard_count).ok());
+    found.shard_count = count.and_then(NonZeroU16::new);
     let (progress, _) = store.get(&key::progress(shard)).await?;
     let mut counted = BTreeMap::new();
     if let Some(entry) = progress {

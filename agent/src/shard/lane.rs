@@ -364,7 +364,7 @@ impl Lane {
                 };
                 self.gathering.park(entry, bytes, batching);
             }
-            ParkedKind::Single | ParkedKind::Batch => drop(self.parked.insert(entry)),
+            ParkedKind::Single | ParkedKind::Batch | ParkedKind::Rest => drop(self.parked.insert(entry)),
         }
     }
 

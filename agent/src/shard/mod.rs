@@ -20,6 +20,7 @@
 
 pub mod budget;
 pub mod counters;
+pub mod dead;
 pub mod delivery;
 pub mod feed;
 pub mod gathering;
@@ -30,7 +31,7 @@ mod shards;
 pub mod state;
 mod worker;
 
-pub use shards::{Deps, Limits, Shards};
+pub use shards::{DEAD_LETTER_RETENTION, Deps, Limits, Shards};
 
 use async_trait::async_trait;
 use postrider_common::shard::ShardId;
@@ -70,4 +71,4 @@ pub trait Running: Send + 'static {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

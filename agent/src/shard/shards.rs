@@ -19,8 +19,12 @@ use super::worker::Worker;
 use super::{Running, Tenure, Work};
 use crate::attempt::Sender;
 use crate::catalog::Catalog;
+use crate::command::Commands;
 use crate::limit::failing::SUSPEND_AFTER;
 use crate::suspension::Suspender;
+
+/// How long dead letters are kept: long enough for somebody on holiday to come back.
+pub const DEAD_LETTER_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 /// What an agent may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub struct Limits {
     pub grace: Duration,
     /// A webhook is suspended when it has only failed for so long.
     pub suspend_after: Duration,
+    /// How long dead letters are kept.
+    pub dead_letter_retention: Duration,
 }
 
 impl Default for Limits {
@@ -44,6 +50,7 @@ impl Default for Limits {
             attempts: 8192,
             grace: Duration::from_millis(800),
             suspend_after: SUSPEND_AFTER,
+            dead_letter_retention: DEAD_LETTER_RETENTION,
         }
     }
 }
@@ -67,6 +74,8 @@ pub struct Deps {
     pub counters: Arc<Counters>,
     /// Switches webhooks off.
     pub suspender: Suspender,
+    /// What it is told to do.
+    pub commands: Commands,
 }
 
 /// Starts workers: all that an agent's workers share.

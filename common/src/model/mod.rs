@@ -4,6 +4,7 @@ pub mod account;
 pub mod auth;
 pub mod batching;
 pub mod bits;
+pub mod command;
 pub mod event_type;
 pub mod failing;
 pub mod operational;

@@ -96,6 +96,8 @@ pub struct DeliveryState {
     pub alone: bool,
     /// Its number among the deliveries of its webhook, from 1; 0 where they are not numbered.
     pub sequence: u64,
+    /// Since when its age counts, if it was a dead letter that was revived.
+    pub age_from: Option<Timestamp>,
 }
 
 impl Segment {

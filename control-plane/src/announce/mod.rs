@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use postrider_common::key::ParkedKind;
 use postrider_common::store::mirror::{self, Update};
 use postrider_common::store::{Change, Entry, ReadError, SharedStore};
 use postrider_common::time::SharedClock;
@@ -101,7 +102,9 @@ async fn announce(group: &task::Group, deps: &Deps) {
         let now = clock.now();
         let keys = puts(update).into_iter().filter_map(|entry| {
             let at = key::parse_dead(&entry.key)?;
-            let wanted = event::is_recent_death(at.due, now)
+            // What is left of a segment was announced with it.
+            let wanted = at.kind != ParkedKind::Rest
+                && event::is_recent_death(at.due, now)
                 && name
                     .as_ref()
                     .is_some_and(|name| publisher.is_wanted(&at.account, name, &at.webhook));

@@ -17,7 +17,7 @@ use postrider_common::wire::stored;
 
 use super::counts::{Change, Changed, Counts, Ended, Tallies};
 use super::pack::{self, Group, Pack};
-use crate::shard::delivery::{Batch, Destination, End, Origin, Record, SourceId, size};
+use crate::shard::delivery::{Batch, Destination, End, Origin, Record, Rewrite, SourceId, size};
 use postrider_common::model::bits::Bits;
 
 /// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
@@ -80,6 +80,8 @@ pub struct Part {
     pub freed: usize,
     /// Records that it holds.
     pub records: usize,
+    /// Segments of dead letters that it replaces.
+    pub rewrites: usize,
     pub(super) taken: Taken,
     pub(super) touched: BTreeMap<SourceId, Bits>,
     pub(super) discarded: Vec<Key>,
@@ -130,6 +132,7 @@ impl Book {
             | Record::Moved(_)
             | Record::Batch(_)
             | Record::Finished { .. }
+            | Record::Rewrite(_)
             | Record::Drop(_)
             | Record::Gone(..)
             | Record::Note(..)
@@ -230,6 +233,7 @@ impl Part {
             parked: Vec::new(),
             freed: 0,
             records: 0,
+            rewrites: 0,
             taken: Taken::First(0),
             touched: BTreeMap::new(),
             discarded: Vec::new(),
@@ -257,6 +261,7 @@ struct Drawing<'a, 'r> {
     tallies: Tallies<'a>,
     counts: Changed,
     folds: Vec<Op>,
+    rewrites: usize,
     taken: usize,
 }
 
@@ -277,6 +282,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
             touched: BTreeMap::new(),
             discarded: Vec::new(),
             notes: BTreeMap::new(),
+            rewrites: 0,
             taken: 0,
         }
     }
@@ -328,6 +334,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
         part.touched = self.touched;
         part.discarded = self.discarded;
         part.counts = self.counts;
+        part.rewrites = self.rewrites;
         Some(part)
     }
 
@@ -361,6 +368,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
             } => self.take_over(*source, *index, origin, *end),
             Record::Finished { source, origin } => self.finish_source(*source, origin),
             Record::Drop(parked) => self.drop_parked(parked),
+            Record::Rewrite(rewrite) => self.take_rewrite(rewrite),
             Record::Gone(account, webhook) => {
                 self.tallies.gone(account, webhook);
                 true
@@ -370,7 +378,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 let (delivery, size) = (&moved.delivery, size(&moved.delivery.event));
                 let bucket = match moved.to {
                     Destination::Parked | Destination::Gathering => pack::bucket(now, delivery.state.due),
-                    Destination::Dead => 0,
+                    Destination::Dead | Destination::Rest => 0,
                 };
                 let group = (moved.to, bucket, &delivery.origin.account, &delivery.origin.webhook);
                 let last = self.last_pack.get(&group).copied();
@@ -455,6 +463,38 @@ impl<'a, 'r> Drawing<'a, 'r> {
             return false;
         };
         self.change(origin).over(end, ended, 1);
+        true
+    }
+
+    /// Takes what becomes of a segment of dead letters, if there is room for all.
+    fn take_rewrite(&mut self, rewrite: &'a Rewrite) -> bool {
+        let bytes: usize = rewrite.deliveries().map(|delivery| size(&delivery.event)).sum();
+        let ops = 1 + usize::from(!rewrite.kept.is_empty()) + rewrite.revived.len();
+        if bytes > self.room.bytes && self.room.bytes != DRAFT_BYTES || self.room.ops < ops {
+            return false;
+        }
+        self.room.bytes = self.room.bytes.saturating_sub(bytes);
+        self.room.ops -= ops;
+        self.discarded.push(key::dead_segment(&rewrite.segment));
+        self.rewrites += 1;
+        for delivery in rewrite.revived.iter().flatten() {
+            self.change(&delivery.origin).dead -= 1;
+        }
+        for (origin, why, count) in &rewrite.dropped {
+            let change = self.change(origin);
+            change.dead -= i64::try_from(*count).unwrap_or(i64::MAX);
+            *change.dropped.entry(*why).or_default() += count;
+        }
+        let kept = std::iter::once((Destination::Rest, &rewrite.kept));
+        let revived = rewrite.revived.iter().map(|group| (Destination::Parked, group));
+        for (to, deliveries) in kept.chain(revived) {
+            self.packs.push(Pack {
+                to,
+                deliveries: deliveries.iter().collect(),
+                bytes: 0,
+                batch: None,
+            });
+        }
         true
     }
 

@@ -81,7 +81,12 @@ impl<'a> Drawing<'a> {
                     self.part.discarded.push(key);
                     self.taken.insert(place);
                 }
-                Record::Open { .. } | Record::Moved(_) | Record::Batch(_) | Record::Note(..) | Record::Gone(..) => {}
+                Record::Open { .. }
+                | Record::Moved(_)
+                | Record::Batch(_)
+                | Record::Rewrite(_)
+                | Record::Note(..)
+                | Record::Gone(..) => {}
             }
         }
         if self.taken.is_empty() {

@@ -54,6 +54,8 @@ struct Slot {
     tenure: Tenure,
     inbox: Mutex<Inbox>,
     unwritten: AtomicUsize,
+    /// Segments of dead letters that are replaced.
+    rewritten: AtomicUsize,
     written: Mutex<Vec<Parked>>,
     /// The worker wants to be woken after the next transaction, whatever it holds.
     waiting: AtomicBool,
@@ -119,6 +121,7 @@ impl Ledger {
                     closed: false,
                 }),
                 unwritten: AtomicUsize::new(0),
+                rewritten: AtomicUsize::new(0),
                 written: Mutex::default(),
                 waiting: AtomicBool::new(false),
                 worker,
@@ -187,6 +190,11 @@ impl Pen {
         std::mem::take(&mut lock(&self.slot.written))
     }
 
+    /// How many [`Record::Rewrite`] were written so far.
+    pub fn rewritten(&self) -> usize {
+        self.slot.rewritten.load(Ordering::SeqCst)
+    }
+
     /// Returns when nothing is unwritten, or the tenure is over.
     pub async fn flushed(&self) {
         loop {
@@ -230,6 +238,10 @@ impl Slot {
 
     fn settled(&self, part: &Part) {
         self.purse.put(part.freed);
+        if part.rewrites > 0 {
+            self.rewritten.fetch_add(part.rewrites, Ordering::SeqCst);
+            self.waiting.store(true, Ordering::SeqCst);
+        }
         if !part.parked.is_empty() {
             lock(&self.written).extend_from_slice(&part.parked);
             self.waiting.store(true, Ordering::SeqCst);

@@ -67,6 +67,7 @@ pub(super) fn store(pack: &Pack<'_>, shard: ShardId, epoch: u64, number: u64) ->
             _ if pack.batch.is_some() => ParkedKind::Batch,
             Destination::Gathering => ParkedKind::Gathering(u32::try_from(pack.bytes).unwrap_or(u32::MAX)),
             Destination::Parked | Destination::Dead => ParkedKind::Single,
+            Destination::Rest => ParkedKind::Rest,
         },
     };
     let mut segment = segment_of(pack.deliveries.iter().copied());
@@ -77,7 +78,7 @@ pub(super) fn store(pack: &Pack<'_>, shard: ShardId, epoch: u64, number: u64) ->
             let key = key::parked_segment(&at);
             (Op::put(key, value), Some(at))
         }
-        Destination::Dead => (Op::put(key::dead_segment(&at), value), None),
+        Destination::Dead | Destination::Rest => (Op::put(key::dead_segment(&at), value), None),
     })
 }
 

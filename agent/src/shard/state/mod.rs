@@ -477,7 +477,9 @@ impl State {
 /// From when on the age of a request is counted: from the acceptance of its youngest event, or from when that was to be sent.
 fn age_from(webhook: &Webhook, deliveries: &[Delivery]) -> Timestamp {
     let from = |delivery: &Delivery| {
-        if webhook.batching.gathers(delivery.event.category) {
+        if let Some(revived) = delivery.state.age_from {
+            revived
+        } else if webhook.batching.gathers(delivery.event.category) {
             webhook.batching.due(delivery.event.ready_time())
         } else {
             delivery.event.ready_time()

@@ -2,6 +2,7 @@
 
 mod batch;
 mod catalog;
+mod dead_letters;
 mod state;
 mod worker;
 
@@ -18,7 +19,7 @@ use postrider_common::time::{Clock, Timestamp};
 use tokio::time::Instant;
 
 /// When the tests begin.
-pub(super) const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+pub(crate) const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 /// A wall clock that goes with tokio's.
 pub(super) struct TestClock(Instant);
@@ -35,7 +36,7 @@ impl Clock for TestClock {
     }
 }
 
-pub(super) fn uid(number: u32) -> Uid {
+pub(crate) fn uid(number: u32) -> Uid {
     Uid::new(&format!("00000000-0000-7000-8000-{number:012}")).unwrap()
 }
 
@@ -76,7 +77,7 @@ pub(super) fn webhook(id: &str) -> Webhook {
     }
 }
 
-pub(super) fn event(id: &str, accepted: Timestamp) -> Arc<Event> {
+pub(crate) fn event(id: &str, accepted: Timestamp) -> Arc<Event> {
     Arc::new(Event {
         account: account(),
         id: EventId::new(id).unwrap(),
@@ -94,7 +95,7 @@ pub(super) fn event(id: &str, accepted: Timestamp) -> Arc<Event> {
 }
 
 /// A segment in which every webhook of `webhooks` gets every event of `events`.
-pub(super) fn segment(events: Vec<Arc<Event>>, webhooks: &[(&str, u32)], revision: Revision) -> Segment {
+pub(crate) fn segment(events: Vec<Arc<Event>>, webhooks: &[(&str, u32)], revision: Revision) -> Segment {
     let count = u32::try_from(events.len()).unwrap();
     let target = |(id, number): &(&str, u32)| Target {
         account: account(),

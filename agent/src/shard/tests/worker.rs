@@ -24,7 +24,7 @@ use crate::attempt::{Attempt, Outcome, Reason, Sender};
 use crate::catalog::Catalog;
 use crate::shard::{Deps, Limits, Running, Shards, Tenure, Work as _};
 
-const DELIVERED: Outcome = Outcome::Delivered { status: 200 };
+pub(super) const DELIVERED: Outcome = Outcome::Delivered { status: 200 };
 
 /// Webhook, event, attempt number, eventInfo.
 type Call = (String, String, u32, String);
@@ -33,19 +33,19 @@ type Call = (String, String, u32, String);
 type Script = Box<dyn FnMut(&Call) -> (Duration, Outcome) + Send>;
 
 #[derive(Default)]
-struct Receiver {
+pub(super) struct Receiver {
     script: Mutex<Option<Script>>,
     begun: Mutex<Vec<Call>>,
     answered: Mutex<Vec<(Call, Outcome)>>,
 }
 
 impl Receiver {
-    fn answers(&self, script: impl FnMut(&Call) -> (Duration, Outcome) + Send + 'static) {
+    pub(super) fn answers(&self, script: impl FnMut(&Call) -> (Duration, Outcome) + Send + 'static) {
         *self.script.lock().unwrap() = Some(Box::new(script));
     }
 
     /// How often each (webhook, event) was answered with 200.
-    fn received(&self) -> BTreeMap<(String, String), u32> {
+    pub(super) fn received(&self) -> BTreeMap<(String, String), u32> {
         let mut received = BTreeMap::new();
         for ((webhook, event, ..), outcome) in &*self.answered.lock().unwrap() {
             if *outcome == DELIVERED {
@@ -55,7 +55,7 @@ impl Receiver {
         received
     }
 
-    fn attempts(&self) -> usize {
+    pub(super) fn attempts(&self) -> usize {
         self.begun.lock().unwrap().len()
     }
 }
@@ -81,21 +81,21 @@ impl Sender for Receiver {
     }
 }
 
-struct World {
-    store: MemoryStore,
-    receiver: Arc<Receiver>,
+pub(super) struct World {
+    pub(super) store: MemoryStore,
+    pub(super) receiver: Arc<Receiver>,
     clock: Arc<TestClock>,
     segments: u64,
 }
 
-struct Agent {
-    shards: Shards,
+pub(super) struct Agent {
+    pub(super) shards: Shards,
     group: Group,
     lease: Held,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             store: MemoryStore::default(),
             receiver: Arc::default(),
@@ -104,11 +104,11 @@ impl World {
         }
     }
 
-    async fn agent(&self, seed: u64) -> Agent {
+    pub(super) async fn agent(&self, seed: u64) -> Agent {
         self.agent_with(seed, Limits::default()).await
     }
 
-    async fn agent_with(&self, seed: u64, limits: Limits) -> Agent {
+    pub(super) async fn agent_with(&self, seed: u64, limits: Limits) -> Agent {
         let group = Group::default();
         let store: Arc<MemoryStore> = Arc::new(self.store.clone());
         let grant = store.grant(Duration::from_secs(1_000_000)).await.unwrap();
@@ -117,11 +117,12 @@ impl World {
             store: store.clone(),
             agent: AgentId::new(&format!("agent-{seed}")).unwrap(),
             sender: self.receiver.clone(),
-            catalog: Catalog::spawn(&group, store),
+            catalog: Catalog::spawn(&group, store.clone()),
             clock: self.clock.clone(),
             entropy: Arc::new(SystemEntropy::seeded(seed)),
             counters: Arc::default(),
             suspender,
+            commands: crate::command::Commands::spawn(&group, store.clone()),
         };
         Agent {
             shards: Shards::new(deps, limits, &group),
@@ -130,12 +131,12 @@ impl World {
         }
     }
 
-    async fn put_webhook(&self, webhook: &Webhook) -> Revision {
+    pub(super) async fn put_webhook(&self, webhook: &Webhook) -> Revision {
         let key = key::webhook(&webhook.account, &webhook.id);
         self.put(key, stored::encode_webhook(webhook)).await
     }
 
-    async fn put(&self, key: Key, value: bytes::Bytes) -> Revision {
+    pub(super) async fn put(&self, key: Key, value: bytes::Bytes) -> Revision {
         let write = Write {
             guards: Vec::new(),
             ops: vec![Op::put(key, value)],
@@ -143,7 +144,7 @@ impl World {
         self.write(write).await
     }
 
-    async fn write(&self, write: Write) -> Revision {
+    pub(super) async fn write(&self, write: Write) -> Revision {
         // Faults are for the agent's writes only: by the time this returns, this write is in.
         loop {
             if let Ok(revision) = self.store.write(write.clone()).await {
@@ -160,7 +161,14 @@ impl World {
     }
 
     /// Publishes `count` events for all `webhooks`, in one segment, named after `name`.
-    async fn publish_some(&mut self, shard: ShardId, name: &str, count: usize, webhooks: &[&str], at_least: Revision) {
+    pub(super) async fn publish_some(
+        &mut self,
+        shard: ShardId,
+        name: &str,
+        count: usize,
+        webhooks: &[&str],
+        at_least: Revision,
+    ) {
         let now = self.clock.now();
         let events = (0..count)
             .map(|number| event(&format!("{name}-{number}"), now))
@@ -169,13 +177,13 @@ impl World {
         self.publish(shard, segment(events, &webhooks, at_least)).await;
     }
 
-    async fn keys(&self, prefix: &Key) -> Vec<String> {
+    pub(super) async fn keys(&self, prefix: &Key) -> Vec<String> {
         let (entries, _) = list_all(&self.store, prefix, true).await.unwrap();
         entries.into_iter().map(|entry| entry.key.as_str().to_owned()).collect()
     }
 
     /// Everything that is still to be done in a shard.
-    async fn left(&self, shard: ShardId) -> Vec<String> {
+    pub(super) async fn left(&self, shard: ShardId) -> Vec<String> {
         let mut left = self.keys(&key::queue(shard)).await;
         left.extend(self.keys(&key::parked(shard)).await);
         let (progress, _) = self.store.get(&key::progress(shard)).await.unwrap();
@@ -185,7 +193,7 @@ impl World {
         left
     }
 
-    async fn eventually(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    pub(super) async fn eventually(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(400);
         while !holds().await {
             assert!(Instant::now() < deadline, "never came true: {what}");
@@ -193,7 +201,7 @@ impl World {
         }
     }
 
-    async fn done(&self, shard: ShardId) {
+    pub(super) async fn done(&self, shard: ShardId) {
         self.eventually("nothing is left", async || self.left(shard).await.is_empty())
             .await;
     }
@@ -201,7 +209,7 @@ impl World {
 
 impl Agent {
     /// Takes a shard, whoever had it.
-    async fn take(&self, world: &World, shard: ShardId) -> Box<dyn Running> {
+    pub(super) async fn take(&self, world: &World, shard: ShardId) -> Box<dyn Running> {
         let key = key::owner(shard);
         world
             .write(Write {
@@ -223,13 +231,13 @@ impl Agent {
     }
 
     /// As a crash: nothing more is sent or written.
-    async fn die(self) {
+    pub(super) async fn die(self) {
         self.lease.lost().cancel();
         self.group.shut_down(Duration::ZERO).await;
     }
 }
 
-const SHARD: ShardId = ShardId(7);
+pub(super) const SHARD: ShardId = ShardId(7);
 
 fn failed() -> Outcome {
     Outcome::Failed {

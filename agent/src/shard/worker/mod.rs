@@ -1,9 +1,11 @@
 //! The task of one shard: feeds the state, makes the attempts it asks for, hands its records to the ledger.
 
 mod intake;
+mod orders;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::num::NonZeroU16;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,10 +24,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::orders::Orders;
 use super::Tenure;
 use super::budget::Purse;
 use super::counters::{Counted, Tally};
-use super::delivery::{Effects, Known, Load, Record};
+use super::delivery::{Effects, Known, Load};
 use super::feed::{self, Feed, Found, Got};
 use super::ledger::Pen;
 use super::shards::{Command, Shards};
@@ -87,6 +90,9 @@ pub(super) struct Worker {
     permit_wait: Option<PermitWait>,
     /// When the next look is due although nothing else happens.
     look_at: Option<Timestamp>,
+    orders: Orders,
+    /// How many shards the cell has, if that is known.
+    shard_count: Option<NonZeroU16>,
 }
 
 impl Worker {
@@ -184,6 +190,8 @@ impl Worker {
             permit: None,
             permit_wait: None,
             look_at: None,
+            orders: Orders::new(now),
+            shard_count: found.shard_count,
         }
     }
 
@@ -198,6 +206,7 @@ impl Worker {
         let sleep = tokio::time::sleep(LONGEST_SLEEP);
         tokio::pin!(lost, fenced, sleep);
         let mut deadline: Option<Instant> = None;
+        let mut orders = self.shards.deps.commands.changes();
         loop {
             if deadline.is_some() {
                 self.permit = None;
@@ -228,6 +237,9 @@ impl Worker {
                     self.permit = permit.ok();
                 }
                 changed = changes.recv() => self.changed(changed),
+                // Whatever it says: the next turn looks.
+                _ = orders.recv(), if deadline.is_none() => {}
+                Some(read) = self.orders.next(), if deadline.is_none() => self.order_read(read),
                 Some(read) = self.reads.join_next(), if deadline.is_none() => self.read_ended(read),
                 Some(ended) = self.attempts.join_next() => self.attempts_ended(ended),
                 () = wake.notified() => {}
@@ -251,6 +263,7 @@ impl Worker {
         self.start_attempts(now);
         // What was started may have made room.
         self.load_parked();
+        self.order(now);
     }
 
     fn now(&self) -> Timestamp {
@@ -258,7 +271,8 @@ impl Worker {
     }
 
     fn sleep_until(&self) -> Instant {
-        let at = [self.state.next_alarm(), self.look_at].into_iter().flatten().min();
+        let at = [self.state.next_alarm(), self.look_at, Some(self.orders.next_alarm())];
+        let at = at.into_iter().flatten().min();
         // To the whole millisecond above, so that it is due when the sleep is over.
         let pause = at.map_or(LONGEST_SLEEP, |at| at.saturating_since(self.now()).min(LONGEST_SLEEP));
         Instant::now() + pause
@@ -363,8 +377,8 @@ impl Worker {
             if self.state.has_lane(&name) {
                 self.state.changed(&name.0, &name.1, &known, now, &mut self.effects);
             }
-            if matches!(known, Known::Absent(_)) {
-                self.effects.records.push(Record::Gone(name.0, name.1));
+            if let Known::Absent(at) = known {
+                self.webhook_deleted(name, at);
             }
         }
     }

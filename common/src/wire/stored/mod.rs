@@ -3,6 +3,7 @@
 //! Everything read is checked as if a stranger had written it: what does not fit is [`Unreadable`], never a panic.
 
 mod auth;
+mod command;
 mod progress;
 mod usage;
 mod webhook;
@@ -23,6 +24,7 @@ use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
 use crate::time::Timestamp;
 
+pub use command::{decode_command, encode_command};
 pub use progress::{Progress, decode_progress, encode_progress};
 use usage::usage_entry;
 pub use usage::{decode_usage, encode_usage};
@@ -164,6 +166,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
             status_code: delivery.state.status.map_or(0, u32::from),
             alone: delivery.state.alone,
             sequence: delivery.state.sequence,
+            age_from: delivery.state.age_from.map_or(0, Timestamp::as_millis),
         };
         pb::Target {
             account: target.account.as_str().to_owned(),
@@ -246,6 +249,7 @@ fn target_from_pb(target: pb::Target, events: usize) -> Result<Target, Unreadabl
         status: u16::try_from(state.status_code).ok().filter(|status| *status != 0),
         alone: state.alone,
         sequence: state.sequence,
+        age_from: (state.age_from != 0).then(|| Timestamp::from_millis(state.age_from)),
     });
     Ok(Target {
         account: AccountId::new(&target.account).map_err(unreadable)?,

@@ -1,0 +1,285 @@
+//! What a worker is told to do with dead letters, and what it does with them by itself: one job at a time, a few segments at a time.
+//!
+//! ```text
+//!     commands/S/… ──┐                                                           ┌─▶ kept in dead/S/…
+//!     deleted ───────┼─▶ job ▸ keys of dead/S/… ▸ a few values ▸ rewrite ▸ ledger ┼─▶ parked/S/…
+//!     every hour ────┘              ▲                                   │        └─▶ counted as dropped
+//!                                   └────── when it is written ─────────┘
+//! ```
+//!
+//! A command is deleted after everything that it asks for; until then whoever owns the shard carries it out from the beginning. That changes nothing
+//! about what was done already: it is no dead letter any more.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_common::key::{self, Key, Parked};
+use postrider_common::model::command::{Action, Command, Filter};
+use postrider_common::model::segment::Segment;
+use postrider_common::model::usage::Dropped;
+use postrider_common::shard::{self, ShardId};
+use postrider_common::store::{Entry, ReadError, Revision, SharedStore, list_all};
+use postrider_common::time::Timestamp;
+use postrider_common::wire::stored;
+use tokio::task::{JoinError, JoinSet};
+
+use super::Worker;
+use crate::catalog::Name;
+use crate::shard::dead::{Search, rewrite};
+use crate::shard::delivery::{Known, Record};
+
+/// Values read in one go: a quarter of a megabyte.
+const AT_ONCE: usize = 4;
+
+/// When dead letters are first looked through after a shard was taken, and how often from then on. They are kept for weeks.
+const TIDY_AFTER: Duration = Duration::from_secs(60);
+
+/// See [`TIDY_AFTER`].
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
+
+/// Pause before a store that did not answer is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What is to be done, and what was done of it.
+pub(super) struct Orders {
+    /// Commands that were carried out, and whose deletion has not been seen.
+    finished: BTreeSet<Key>,
+    /// Webhooks that do not exist any more, as of a revision.
+    former: BTreeMap<Name, Revision>,
+    tidy_at: Timestamp,
+    job: Option<Job>,
+    reads: JoinSet<Read>,
+    /// Segments that were handed to the ledger to be replaced.
+    rewritten: usize,
+}
+
+/// One job.
+struct Job {
+    /// The command that asks for it.
+    command: Option<(Key, Arc<Command>)>,
+    search: Search,
+    /// Which dead letters may be meant.
+    prefix: Key,
+    /// Segments of which the first died later are not.
+    until: Timestamp,
+    /// Segments that are still to be looked at; `None` until they are known.
+    left: Option<VecDeque<Parked>>,
+    revived: u64,
+}
+
+/// What was read.
+pub(super) enum Read {
+    /// Where the segments of a job stand.
+    Index(Vec<Parked>),
+    /// Some of them.
+    Segments(Vec<(Parked, Segment)>),
+}
+
+impl Orders {
+    /// Nothing is to be done yet.
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self {
+            finished: BTreeSet::new(),
+            former: BTreeMap::new(),
+            tidy_at: now + TIDY_AFTER,
+            job: None,
+            reads: JoinSet::new(),
+            rewritten: 0,
+        }
+    }
+
+    /// The next thing that was read.
+    pub(super) async fn next(&mut self) -> Option<Result<Read, JoinError>> {
+        self.reads.join_next().await
+    }
+
+    /// When there is something to do although nothing else happens.
+    pub(super) const fn next_alarm(&self) -> Timestamp {
+        self.tidy_at
+    }
+}
+
+impl Worker {
+    /// Goes on with the job in hand, or begins the next one.
+    pub(super) fn order(&mut self, now: Timestamp) {
+        if self.orders.job.is_none() {
+            self.orders.job = self.next_job(now);
+        }
+        // What was read before must be written before more is read: else it would be found again.
+        let written = self.pen.rewritten() == self.orders.rewritten;
+        if !self.orders.reads.is_empty() || !written || !self.pen.may_start() {
+            return;
+        }
+        let store = self.shards.deps.store.clone();
+        let Some(job) = &mut self.orders.job else { return };
+        match &mut job.left {
+            None => {
+                let prefix = job.prefix.clone();
+                self.orders
+                    .reads
+                    .spawn(async move { Read::Index(index(store, prefix).await) });
+            }
+            Some(left) if left.is_empty() => {
+                if let Some((key, command)) = &job.command {
+                    tracing::info!(account = %command.account, webhook = %command.webhook, "a command was carried out");
+                    self.effects.records.push(Record::Discard(key.clone()));
+                    self.orders.finished.insert(key.clone());
+                }
+                self.orders.job = None;
+                self.wake.notify_one();
+            }
+            Some(left) => {
+                let some: Vec<Parked> = left.drain(..left.len().min(AT_ONCE)).collect();
+                self.orders
+                    .reads
+                    .spawn(async move { Read::Segments(segments(store, some).await) });
+            }
+        }
+    }
+
+    /// A webhook of any shard does not exist any more.
+    pub(super) fn webhook_deleted(&mut self, name: Name, at: Revision) {
+        let ours = |count| shard::of(&name.0, &name.1, count) == self.tenure.shard;
+        if self.shard_count.is_none_or(ours) {
+            self.effects.records.push(Record::Gone(name.0.clone(), name.1.clone()));
+            self.orders.former.insert(name, at);
+        }
+    }
+
+    fn next_job(&mut self, now: Timestamp) -> Option<Job> {
+        let shard = self.tenure.shard;
+        let commands = self.shards.deps.commands.of(shard);
+        self.orders.finished.retain(|key| commands.contains_key(key));
+        if let Some((key, command)) = commands
+            .into_iter()
+            .find(|(key, _)| !self.orders.finished.contains(key))
+        {
+            return Some(Job::of(key, command, shard, now));
+        }
+        if let Some(((account, webhook), as_of)) = self.orders.former.pop_first() {
+            return Some(Job {
+                command: None,
+                search: Search::Former(as_of),
+                prefix: key::dead_of(shard, &account, &webhook),
+                until: now,
+                left: None,
+                revived: 0,
+            });
+        }
+        if self.orders.tidy_at > now {
+            return None;
+        }
+        self.orders.tidy_at = now + TIDY_EVERY;
+        let retention = self.shards.limits.dead_letter_retention;
+        let before = now.as_millis() - i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        Some(Job {
+            command: None,
+            search: Search::Expire(Timestamp::from_millis(before)),
+            prefix: key::dead(shard),
+            until: Timestamp::from_millis(before),
+            left: None,
+            revived: 0,
+        })
+    }
+
+    /// Takes in what was read for the job in hand.
+    pub(super) fn order_read(&mut self, read: Result<Read, JoinError>) {
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => {
+                // The job begins anew.
+                tracing::error!(%error, shard = %self.tenure.shard, "reading dead letters failed");
+                self.orders.job = None;
+                return;
+            }
+        };
+        let Some(job) = &mut self.orders.job else { return };
+        match read {
+            Read::Index(found) => {
+                if matches!(job.search, Search::Expire(_)) {
+                    // Those of webhooks whose deletion nobody saw.
+                    for parked in &found {
+                        let name = (parked.account.clone(), parked.webhook.clone());
+                        if let Known::Absent(at) = self.shards.deps.catalog.current(&name) {
+                            self.orders.former.insert(name, at);
+                        }
+                    }
+                }
+                let until = job.until;
+                job.left = Some(found.into_iter().filter(|parked| parked.due <= until).collect());
+            }
+            Read::Segments(segments) => {
+                let uid = job.command.as_ref().map(|(_, command)| &command.uid);
+                for (at, segment) in segments {
+                    if let Some(rewrite) = rewrite(&at, &segment, &job.search, uid, &mut job.revived) {
+                        self.effects.records.push(Record::Rewrite(Box::new(rewrite)));
+                        self.orders.rewritten += 1;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Job {
+    fn of(key: Key, command: Arc<Command>, shard: ShardId, now: Timestamp) -> Self {
+        let search = match &command.action {
+            Action::Redrive(filter, rate) => Search::Revive {
+                filter: filter.clone(),
+                rate: *rate,
+                from: now,
+            },
+            Action::Retry(id) => Search::Revive {
+                filter: Filter::of_event(id.clone()),
+                rate: None,
+                from: now,
+            },
+            Action::Purge(filter) => Search::Drop(filter.clone(), Dropped::Purged),
+            Action::Cancel(id) => Search::Drop(Filter::of_event(id.clone()), Dropped::Cancelled),
+        };
+        Self {
+            search,
+            prefix: key::dead_of(shard, &command.account, &command.webhook),
+            // What dies while it is carried out is not meant, or a redrive of what fails at once would never end.
+            until: command.create_time.max(now),
+            command: Some((key, command)),
+            left: None,
+            revived: 0,
+        }
+    }
+}
+
+/// Where the dead letters below a prefix stand.
+async fn index(store: SharedStore, prefix: Key) -> Vec<Parked> {
+    loop {
+        match list_all(store.as_ref(), &prefix, true).await {
+            Ok((entries, _)) => return entries.iter().filter_map(|entry| key::parse_dead(&entry.key)).collect(),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// The segments that stand at some places, those that can be read.
+async fn segments(store: SharedStore, places: Vec<Parked>) -> Vec<(Parked, Segment)> {
+    let keys: Vec<Key> = places.iter().map(key::dead_segment).collect();
+    let entries = loop {
+        match store.get_all(&keys).await {
+            Ok((entries, _)) => break entries,
+            Err(error) => pause(&error).await,
+        }
+    };
+    let read = |(at, entry): (Parked, Option<Entry>)| {
+        let entry = entry?;
+        let segment = stored::unpack(entry.value).inspect_err(
+            |error| tracing::error!(key = %entry.key, %error, "dead letters cannot be read: they are left"),
+        );
+        Some((at, segment.ok()?))
+    };
+    places.into_iter().zip(entries).filter_map(read).collect()
+}
+
+async fn pause(error: &ReadError) {
+    tracing::warn!(%error, "dead letters cannot be read for now");
+    tokio::time::sleep(PAUSE).await;
+}

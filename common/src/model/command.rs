@@ -1,0 +1,99 @@
+//! What the owner of a shard is told to do with deliveries of a webhook. Pure.
+
+use std::collections::BTreeSet;
+
+use crate::id::{AccountId, EventId, Uid, WebhookId};
+use crate::model::segment::{DeliveryState, Event};
+use crate::model::webhook::EventPattern;
+use crate::time::Timestamp;
+
+/// Dead letters revived in one second at most, if that is asked for: far above what a shard delivers.
+pub const MAX_PER_SECOND: f64 = 10_000.0;
+
+/// A command. It stands in the store until it is carried out, whoever owns the shard by then.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Command {
+    /// The webhook's account.
+    pub account: AccountId,
+    /// The webhook.
+    pub webhook: WebhookId,
+    /// Its uid: a later webhook of that name is not meant.
+    pub uid: Uid,
+    /// When it was given: it is about what was there then.
+    pub create_time: Timestamp,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Try a delivery that waits, or is dead, now.
+    Retry(EventId),
+    /// Drop a delivery that has not ended, or is dead.
+    Cancel(EventId),
+    /// Let dead letters wait again.
+    Redrive(Filter, Option<Rate>),
+    /// Drop dead letters.
+    Purge(Filter),
+}
+
+/// Which dead letters: those that fit everything that is set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// Of these events; empty means of all.
+    pub event_ids: BTreeSet<EventId>,
+    /// Of events of these types; empty means of all.
+    pub event_types: Vec<EventPattern>,
+    /// That died for one of these reasons; empty means for any.
+    pub reasons: BTreeSet<String>,
+    /// Of events that were accepted at this moment or later.
+    pub accepted_from: Option<Timestamp>,
+    /// Of events that were accepted before this moment.
+    pub accepted_until: Option<Timestamp>,
+}
+
+impl Filter {
+    /// The dead letters of one event.
+    pub fn of_event(id: EventId) -> Self {
+        Self {
+            event_ids: [id].into(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a dead letter is meant.
+    pub fn fits(&self, event: &Event, state: &DeliveryState) -> bool {
+        let of = |set: &BTreeSet<EventId>| set.is_empty() || set.contains(&event.id);
+        of(&self.event_ids)
+            && (self.event_types.is_empty() || self.event_types.iter().any(|pattern| pattern.matches(&event.name)))
+            && (self.reasons.is_empty() || self.reasons.contains(&state.reason))
+            && self.accepted_from.is_none_or(|from| event.accept_time >= from)
+            && self.accepted_until.is_none_or(|until| event.accept_time < until)
+    }
+}
+
+/// How many dead letters a second go at most.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate(f64);
+
+impl Rate {
+    /// A rate between one in 100 seconds and [`MAX_PER_SECOND`].
+    pub fn new(per_second: f64) -> Option<Self> {
+        // NaN is in no range.
+        (0.01..=MAX_PER_SECOND)
+            .contains(&per_second)
+            .then_some(Self(per_second))
+    }
+
+    /// Dead letters a second.
+    pub const fn per_second(self) -> f64 {
+        self.0
+    }
+
+    /// When number `index` goes, of those of which the first goes at `from`.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Milliseconds of some months.
+    pub fn due(self, from: Timestamp, index: u64) -> Timestamp {
+        Timestamp::from_millis(from.as_millis().saturating_add((index as f64 * 1000.0 / self.0) as i64))
+    }
+}

@@ -11,7 +11,7 @@ use postrider_common::secret::{Keyring, OpenError};
 use postrider_common::time::Timestamp;
 
 use super::request::{InvalidHeader, base_headers};
-use crate::auth::Credentials;
+use crate::auth::{Credentials, NoLiveSecret};
 use crate::transport::{InvalidTarget, Target, Transport};
 
 /// How many webhooks are kept ready in each of the cache's two halves. One takes a few kilobytes; making one ready again costs tens of microseconds.
@@ -48,6 +48,8 @@ pub(super) enum Unprepared {
     Header(#[from] InvalidHeader),
     #[error("a secret cannot be opened: {0}")]
     Secret(#[from] OpenError),
+    #[error(transparent)]
+    NoLiveSecret(#[from] NoLiveSecret),
 }
 
 /// The webhooks that were lately sent to. Bounded: when the young half is full it becomes the old one, and what was in the old one and has not been

@@ -3,16 +3,20 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use http::header::RETRY_AFTER;
 use postrider_common::egress::Policy;
 use postrider_common::model::webhook::DEFAULT_TIMEOUT;
 use postrider_common::net::{SharedDialer, SharedResolver};
 use postrider_common::secret::Keyring;
-use postrider_common::time::SharedClock;
+use postrider_common::time::{SharedClock, Timestamp};
 use tokio::time::Instant;
 
-use super::prepared::{Cache, Unprepared};
+use super::evidence::{self, Evidence, Made, Said};
+use super::prepared::{Cache, Prepared, Unprepared};
+use super::redaction::Secrets;
 use super::{Attempt, Outcome, Reason, Sender, request, retry_after, verdict};
-use crate::transport::{Failure, Limits, Transport};
+use crate::auth::Token;
+use crate::transport::{Answer, Failure, Keep, Kept, Limits, Message, Trace, Transport};
 
 /// The status by which a receiver refuses an access token (RFC 6750, section 3.1).
 const UNAUTHORIZED: u16 = 401;
@@ -65,57 +69,153 @@ impl HttpSender {
         }
     }
 
-    async fn attempt(&self, attempt: Attempt) -> Result<Outcome, Outcome> {
+    async fn attempt(&self, attempt: &Attempt, notes: &mut Notes) -> Result<Outcome, Outcome> {
         let webhook = &attempt.webhook;
         let prepared = self
             .prepared
-            .get(webhook, &self.transport, &self.policy, &self.keyring, self.clock.now())
-            .map_err(Outcome::from)?;
+            .get(webhook, &self.transport, &self.policy, &self.keyring, notes.start_time)
+            .map_err(|why| notes.unprepared(&why))?;
         let _permit = self.transport.admit(&prepared.target).await?;
 
+        notes.begin(self.clock.now());
         let timeout = verdict::timeout(webhook.timeout.unwrap_or(DEFAULT_TIMEOUT), attempt.events.len());
-        let deadline = Instant::now() + timeout;
-        let token = prepared.credentials.token(&self.transport, deadline).await?;
+        let deadline = notes.start + timeout;
+        let credentials = &prepared.credentials;
+        let token = credentials.token(&self.transport, deadline, &mut notes.trace).await?;
         // Only now: a request that had to wait for its turn or its token is not older than it says.
         let now = self.clock.now();
-        let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
-        let mut headers = prepared.headers.clone();
-        let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)
-            .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
-        request::add_attempt_headers(&mut headers, &attempt.id, attempt.number, now, traceparent)
-            .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
-        prepared
-            .credentials
-            .apply(&mut headers, &attempt.id, now, &body, token.as_deref())
-            .map_err(|error| Outcome::NotMade { why: error.to_string() })?;
+        let message = message(&prepared, attempt, now, token.as_deref()).map_err(|why| notes.unprepared(&why))?;
+        notes.signers = credentials.signers(now);
 
         // Of several events the receiver may take some only, and say so in the body.
-        let keep = if attempt.events.len() > 1 { PARTIAL_BYTES } else { 0 };
-        let (answer, said) = self
+        let several = attempt.events.len() > 1;
+        let keep = Keep {
+            of_success: if several { PARTIAL_BYTES } else { 0 },
+            of_failure: evidence::BODY_BYTES,
+        };
+        let posted = self
             .transport
-            .post_keeping(&prepared.target, headers, body, keep, deadline)
-            .await?;
-        if let Some(token) = token.filter(|_| answer.status == UNAUTHORIZED) {
-            prepared.credentials.refused(&token);
+            .post(&prepared.target, message, keep, deadline, &mut notes.trace)
+            .await;
+        let answer = posted.inspect_err(|_| notes.hide(&credentials.secrets(token.as_deref())))?;
+        notes.status = Some(answer.status);
+        if let Some(token) = token.as_ref().filter(|_| answer.status == UNAUTHORIZED) {
+            credentials.refused(token);
         }
-        let wait = answer
-            .retry_after
-            .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
-        let outcome = verdict::verdict(answer.status, wait);
-        if let Outcome::Delivered { status } = outcome {
-            let failed = verdict::not_taken(&said, attempt.events.iter().map(|sent| sent.event.id.as_str()));
-            if !failed.is_empty() {
-                return Ok(Outcome::Partial { status, failed });
-            }
+        let outcome = self.judge(&answer, attempt);
+        if !matches!(outcome, Outcome::Delivered { .. }) {
+            notes.said(&answer, &credentials.secrets(token.as_deref()));
         }
         Ok(outcome)
+    }
+
+    fn judge(&self, answer: &Answer, attempt: &Attempt) -> Outcome {
+        let wait = answer
+            .headers
+            .get(RETRY_AFTER)
+            .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
+        let outcome = verdict::verdict(answer.status, wait);
+        if let Outcome::Delivered { status } = outcome
+            && answer.body.whole
+        {
+            let sent = attempt.events.iter().map(|sent| sent.event.id.as_str());
+            let failed = verdict::not_taken(&answer.body.bytes, sent);
+            if !failed.is_empty() {
+                return Outcome::Partial { status, failed };
+            }
+        }
+        outcome
+    }
+}
+
+/// The request of an attempt at `now`.
+fn message(
+    prepared: &Prepared,
+    attempt: &Attempt,
+    now: Timestamp,
+    token: Option<&Token>,
+) -> Result<Message, Unprepared> {
+    let webhook = &attempt.webhook;
+    let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
+    let mut headers = prepared.headers.clone();
+    let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)?;
+    request::add_attempt_headers(&mut headers, &attempt.id, attempt.number, now, traceparent)?;
+    prepared
+        .credentials
+        .apply(&mut headers, &attempt.id, now, &body, token)?;
+    Ok(Message { headers, body })
+}
+
+/// What is noted of an attempt while it is made.
+struct Notes {
+    start_time: Timestamp,
+    start: Instant,
+    trace: Trace,
+    signers: Vec<Arc<str>>,
+    status: Option<u16>,
+    said: Option<Box<Said>>,
+}
+
+impl Notes {
+    fn new(now: Timestamp) -> Self {
+        Self {
+            start_time: now,
+            start: Instant::now(),
+            trace: Trace::default(),
+            signers: Vec::new(),
+            status: None,
+            said: None,
+        }
+    }
+
+    /// Its turn has come: what it waited for that was no one's doing but ours.
+    fn begin(&mut self, now: Timestamp) {
+        self.start_time = now;
+        self.start = Instant::now();
+    }
+
+    fn unprepared(&mut self, why: &Unprepared) -> Outcome {
+        self.trace.explain(why);
+        Outcome::from(why)
+    }
+
+    fn said(&mut self, answer: &Answer, secrets: &Secrets) {
+        let Kept { bytes, whole } = &answer.body;
+        let body = bytes.get(..evidence::BODY_BYTES).unwrap_or(bytes);
+        let cut = !whole || body.len() < bytes.len();
+        let said = Said::new(&answer.headers, evidence::HEADER_BYTES, body, cut, secrets);
+        self.said = Some(Box::new(said));
+    }
+
+    /// Hides what a receiver may have repeated by breaking the protocol.
+    fn hide(&mut self, secrets: &Secrets) {
+        if let Some(detail) = &mut self.trace.detail {
+            *detail = secrets.hide(detail.as_bytes(), false);
+        }
+    }
+
+    fn made(mut self, outcome: Outcome) -> Made {
+        let evidence = Evidence {
+            start_time: self.start_time,
+            duration: self.start.elapsed(),
+            phases: self.trace.phases(),
+            address: self.trace.address,
+            version: self.trace.version,
+            status: self.status,
+            said: self.said,
+            signers: self.signers,
+            detail: self.trace.detail,
+        };
+        Made { outcome, evidence }
     }
 }
 
 #[async_trait]
 impl Sender for HttpSender {
-    async fn send(&self, attempt: Attempt) -> Outcome {
-        self.attempt(attempt).await.unwrap_or_else(|outcome| outcome)
+    async fn send(&self, attempt: Attempt) -> Made {
+        let mut notes = Notes::new(self.clock.now());
+        let outcome = self.attempt(&attempt, &mut notes).await;
+        notes.made(outcome.unwrap_or_else(|outcome| outcome))
     }
 }
 
@@ -128,14 +228,14 @@ impl From<Failure> for Outcome {
     }
 }
 
-impl From<Unprepared> for Outcome {
-    fn from(why: Unprepared) -> Self {
+impl From<&Unprepared> for Outcome {
+    fn from(why: &Unprepared) -> Self {
         match why {
             Unprepared::Url(_) => failed(Reason::BlockedAddress),
             Unprepared::TokenUrl(_) => failed(Reason::Token),
             // No request can ever be made of it, so waiting would be for ever.
             Unprepared::Target(_) | Unprepared::Header(_) => failed(Reason::Protocol),
-            Unprepared::Secret(_) => Self::NotMade { why: why.to_string() },
+            Unprepared::Secret(_) | Unprepared::NoLiveSecret(_) => Self::NotMade { why: why.to_string() },
         }
     }
 }

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::token::{self, Request};
 use crate::attempt::Reason;
-use crate::transport::{Failure, Target, Transport};
+use crate::transport::{Failure, Message, Target, Trace, Transport};
 
 /// The longest answer of a token endpoint, in bytes: several times what the longest usable token takes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -57,20 +57,30 @@ impl Tokens {
     ///
     /// # Errors
     /// [`Failure::Receiver`] with [`Reason::Token`] if none can be had until `deadline`.
-    pub(super) async fn get(&self, transport: &Transport, deadline: Instant) -> Result<Arc<Token>, Failure> {
+    ///
+    /// Nothing is traced but why there is none: what is traced are the requests to the receiver.
+    pub(super) async fn get(
+        &self,
+        transport: &Transport,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<Arc<Token>, Failure> {
         let asked = Instant::now();
         if let Some(token) = self.current() {
             return Ok(token);
         }
-        let turn = timeout_at(deadline, self.turn.lock()).await;
-        let _turn = turn.map_err(|_| Failure::Receiver(Reason::Token))?;
+        let Ok(_turn) = timeout_at(deadline, self.turn.lock()).await else {
+            trace.explain("the time was up: another request waited for the token endpoint");
+            return Err(Failure::Receiver(Reason::Token));
+        };
         if let Some(token) = self.current() {
             return Ok(token);
         }
         if let Some((_, failure)) = self.lock().failed.filter(|(at, _)| *at >= asked) {
+            trace.explain("another request that waited for the token endpoint got no token");
             return Err(failure);
         }
-        let token = self.fetch(transport, deadline).await;
+        let token = self.fetch(transport, deadline, trace).await;
         let mut state = self.lock();
         match &token {
             Ok(token) => state.current = Some(Arc::clone(token)),
@@ -79,28 +89,41 @@ impl Tokens {
         token
     }
 
-    async fn fetch(&self, transport: &Transport, deadline: Instant) -> Result<Arc<Token>, Failure> {
+    async fn fetch(&self, transport: &Transport, deadline: Instant, trace: &mut Trace) -> Result<Arc<Token>, Failure> {
         let start = Instant::now();
-        let Request { headers, body } = self.request.clone();
+        let Request { headers, body, .. } = self.request.clone();
+        let mut asking = Trace::default();
         // Not counted with the requests under way: there is at most one beside those of its webhook, which are.
         let answer = transport
-            .fetch(&self.target, headers, body, MAX_ANSWER_BYTES, deadline)
+            .fetch(
+                &self.target,
+                Message { headers, body },
+                MAX_ANSWER_BYTES,
+                deadline,
+                &mut asking,
+            )
             .await;
         let (status, body) = answer.map_err(|failure| match failure {
             Failure::Receiver(reason) => {
-                tracing::debug!(reason = reason.as_str(), "the token endpoint gave no answer");
+                let (reason, detail) = (reason.as_str(), asking.detail.as_deref().unwrap_or_default());
+                trace.explain(format_args!("the token endpoint gave no answer: {reason}: {detail}"));
                 Failure::Receiver(Reason::Token)
             }
             Failure::Local(why) => Failure::Local(why),
         })?;
         let grant = token::read(status, &body).map_err(|refused| {
-            tracing::debug!(%refused, "the token endpoint gave no token");
+            trace.explain(refused);
             Failure::Receiver(Reason::Token)
         })?;
         Ok(Arc::new(Token {
             value: grant.value,
             until: start + grant.usable,
         }))
+    }
+
+    /// The client's secret.
+    pub(super) fn secret(&self) -> Zeroizing<String> {
+        self.request.secret.clone()
     }
 
     /// Notes that the receiver refused a token: it is not used again, unless another was dropped lately.

@@ -1,5 +1,6 @@
 //! Tests of the way out, with real sockets on loopback and receivers that do as they please.
 
+mod evidence;
 mod hostile;
 mod http1;
 mod http2;
@@ -32,7 +33,7 @@ use tokio::time::{Instant, timeout};
 use super::Limits;
 use super::tls::{Roots, client_config};
 use crate::attempt::sender::{Deps, HttpSender};
-use crate::attempt::{Attempt, Outcome, Reason, Sender as _, Sent};
+use crate::attempt::{Attempt, Made, Outcome, Reason, Sender as _, Sent};
 
 /// How long a test waits for what must happen.
 const SOON: Duration = Duration::from_secs(10);
@@ -116,6 +117,10 @@ impl Bench {
     }
 
     async fn send(&self, webhook: &Arc<Webhook>) -> Outcome {
+        self.make(webhook).await.outcome
+    }
+
+    async fn make(&self, webhook: &Arc<Webhook>) -> Made {
         timeout(SOON * 2, self.sender.send(attempt(webhook)))
             .await
             .expect("an attempt ends")

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Version};
+pub use postrider_common::model::testing::{Phases, Said};
 use postrider_common::time::Timestamp;
 
 use super::Outcome;
@@ -48,32 +49,6 @@ pub struct Evidence {
     pub detail: Option<String>,
 }
 
-/// How long the parts of an attempt took; `None` for a part that it did not come to, or that a connection in use spared it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Phases {
-    /// Asking for the addresses of the name; an address in the URL needs none.
-    pub resolve: Option<Duration>,
-    /// Opening the TCP connection.
-    pub connect: Option<Duration>,
-    /// The TLS handshake.
-    pub tls: Option<Duration>,
-    /// From the request's first byte to the end of the answer's head.
-    pub first_byte: Option<Duration>,
-}
-
-/// What an answer said. Bytes that are no text are replaced by U+FFFD, and the webhook's own secrets by `[redacted]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Said {
-    /// Its headers, in their order.
-    pub headers: Vec<(String, String)>,
-    /// There were more headers.
-    pub headers_cut: bool,
-    /// The beginning of its body.
-    pub body: String,
-    /// There was more of the body, or it broke off.
-    pub body_cut: bool,
-}
-
 impl Evidence {
     /// Of an attempt that saw nothing.
     pub const fn none(start_time: Timestamp) -> Self {
@@ -96,25 +71,23 @@ impl Evidence {
     }
 }
 
-impl Said {
-    /// What these headers and the beginning of a body say, without `secrets`. `body_cut` tells that there was more of the body. Headers are kept whole or not at all:
-    /// those that do not fit into what is left of `header_bytes` are passed over.
-    pub fn new(headers: &HeaderMap, header_bytes: usize, body: &[u8], body_cut: bool, secrets: &Secrets) -> Self {
-        let mut left = header_bytes;
-        let mut kept = Vec::with_capacity(headers.len());
-        for (name, value) in headers {
-            let Some(rest) = left.checked_sub(name.as_str().len() + value.len()) else {
-                continue;
-            };
-            left = rest;
-            kept.push((name.as_str().to_owned(), secrets.hide(value.as_bytes(), false)));
-        }
-        Self {
-            headers_cut: kept.len() < headers.len(),
-            headers: kept,
-            body: secrets.hide(body, body_cut),
-            body_cut,
-        }
+/// What these headers and the beginning of a body say, without `secrets`. `body_cut` tells that there was more of the body. Headers are kept whole or not
+/// at all: those that do not fit into what is left of `header_bytes` are passed over.
+pub fn said(headers: &HeaderMap, header_bytes: usize, body: &[u8], body_cut: bool, secrets: &Secrets) -> Said {
+    let mut left = header_bytes;
+    let mut kept = Vec::with_capacity(headers.len());
+    for (name, value) in headers {
+        let Some(rest) = left.checked_sub(name.as_str().len() + value.len()) else {
+            continue;
+        };
+        left = rest;
+        kept.push((name.as_str().to_owned(), secrets.hide(value.as_bytes(), false)));
+    }
+    Said {
+        headers_cut: kept.len() < headers.len(),
+        headers: kept,
+        body: secrets.hide(body, body_cut),
+        body_cut,
     }
 }
 
@@ -135,12 +108,12 @@ mod tests {
             for (name, value) in &headers {
                 map.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
             }
-            let said = Said::new(&map, most, b"", false, &Secrets::default());
-            prop_assert!(said.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= most);
-            prop_assert_eq!(said.headers_cut, said.headers.len() < headers.len());
+            let kept = said(&map, most, b"", false, &Secrets::default());
+            prop_assert!(kept.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= most);
+            prop_assert_eq!(kept.headers_cut, kept.headers.len() < headers.len());
             let mut all = map.iter().map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap().to_owned()));
-            for kept in &said.headers {
-                prop_assert!(all.any(|header| header == *kept), "{kept:?}");
+            for one in &kept.headers {
+                prop_assert!(all.any(|header| header == *one), "{one:?}");
             }
         }
     }

@@ -4,6 +4,7 @@
 //! follows from its [`Outcome`]. What it saw besides, its [`evidence::Evidence`], is for people.
 
 pub mod evidence;
+mod notes;
 mod prepared;
 pub mod redaction;
 pub mod request;

@@ -5,24 +5,23 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::header::RETRY_AFTER;
 use postrider_common::egress::Policy;
-use postrider_common::model::webhook::DEFAULT_TIMEOUT;
+use postrider_common::id::AgentId;
+use postrider_common::model::testing::{Test, Transcript};
+use postrider_common::model::webhook::{DEFAULT_TIMEOUT, Webhook};
 use postrider_common::net::{SharedDialer, SharedResolver};
 use postrider_common::secret::Keyring;
 use postrider_common::time::{SharedClock, Timestamp};
-use tokio::time::Instant;
 
-use super::evidence::{self, Evidence, Made, Said};
+use super::evidence::Made;
+use super::notes::Notes;
 use super::prepared::{Cache, Prepared, Unprepared};
-use super::redaction::Secrets;
-use super::{Attempt, Outcome, Reason, Sender, request, retry_after, verdict};
+use super::{Attempt, Outcome, Reason, Sender, Sent, request, retry_after, verdict};
 use crate::auth::Token;
-use crate::transport::{Answer, Failure, Keep, Kept, Limits, Message, Trace, Transport};
+use crate::transport::tls::Tls;
+use crate::transport::{Answer, Failure, Limits, Message, Trace, Transport};
 
 /// The status by which a receiver refuses an access token (RFC 6750, section 3.1).
 const UNAUTHORIZED: u16 = 401;
-
-/// The most that is read of an answer that may say which events were not taken, in bytes: a thousand ids of the longest kind.
-const PARTIAL_BYTES: usize = 192 << 10;
 
 /// What a sender is made of.
 pub struct Deps {
@@ -37,7 +36,7 @@ pub struct Deps {
     /// Gives attempts their timestamps.
     pub clock: SharedClock,
     /// How receivers prove who they are (see [`crate::transport::tls::client_config`]).
-    pub tls: Arc<rustls::ClientConfig>,
+    pub tls: Tls,
     /// How much may be under way.
     pub limits: Limits,
 }
@@ -71,28 +70,22 @@ impl HttpSender {
 
     async fn attempt(&self, attempt: &Attempt, notes: &mut Notes) -> Result<Outcome, Outcome> {
         let webhook = &attempt.webhook;
-        let prepared = self
-            .prepared
-            .get(webhook, &self.transport, &self.policy, &self.keyring, notes.start_time)
-            .map_err(|why| notes.unprepared(&why))?;
+        let prepared = self.prepare(webhook, notes).map_err(|why| notes.unprepared(&why))?;
         let _permit = self.transport.admit(&prepared.target).await?;
 
         notes.begin(self.clock.now());
         let timeout = verdict::timeout(webhook.timeout.unwrap_or(DEFAULT_TIMEOUT), attempt.events.len());
         let deadline = notes.start + timeout;
         let credentials = &prepared.credentials;
-        let token = credentials.token(&self.transport, deadline, &mut notes.trace).await?;
+        let token = credentials.token(&self.transport, deadline, &mut notes.trace).await;
+        let token = token.inspect_err(|_| notes.hide(&credentials.secrets(None)))?;
         // Only now: a request that had to wait for its turn or its token is not older than it says.
         let now = self.clock.now();
         let message = message(&prepared, attempt, now, token.as_deref()).map_err(|why| notes.unprepared(&why))?;
         notes.signers = credentials.signers(now);
+        notes.sending(&prepared.target, credentials, attempt, now, &message);
 
-        // Of several events the receiver may take some only, and say so in the body.
-        let several = attempt.events.len() > 1;
-        let keep = Keep {
-            of_success: if several { PARTIAL_BYTES } else { 0 },
-            of_failure: evidence::BODY_BYTES,
-        };
+        let keep = notes.keep(attempt.events.len());
         let posted = self
             .transport
             .post(&prepared.target, message, keep, deadline, &mut notes.trace)
@@ -103,10 +96,19 @@ impl HttpSender {
             credentials.refused(token);
         }
         let outcome = self.judge(&answer, attempt);
-        if !matches!(outcome, Outcome::Delivered { .. }) {
+        if !matches!(outcome, Outcome::Delivered { .. }) || notes.is_close_up() {
             notes.said(&answer, &credentials.secrets(token.as_deref()));
         }
         Ok(outcome)
+    }
+
+    fn prepare(&self, webhook: &Arc<Webhook>, notes: &Notes) -> Result<Arc<Prepared>, Unprepared> {
+        let (transport, policy, keyring) = (&self.transport, &self.policy, &self.keyring);
+        if notes.is_close_up() {
+            // With nothing left from before: also a token is asked for anew.
+            return Prepared::new(webhook, transport, policy, keyring, notes.start_time).map(Arc::new);
+        }
+        self.prepared.get(webhook, transport, policy, keyring, notes.start_time)
     }
 
     fn judge(&self, answer: &Answer, attempt: &Attempt) -> Outcome {
@@ -115,7 +117,9 @@ impl HttpSender {
             .get(RETRY_AFTER)
             .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
         let outcome = verdict::verdict(answer.status, wait);
+        // Of several events the receiver may have taken some only, and say so in the body.
         if let Outcome::Delivered { status } = outcome
+            && attempt.events.len() > 1
             && answer.body.whole
         {
             let sent = attempt.events.iter().map(|sent| sent.event.id.as_str());
@@ -146,76 +150,31 @@ fn message(
     Ok(Message { headers, body })
 }
 
-/// What is noted of an attempt while it is made.
-struct Notes {
-    start_time: Timestamp,
-    start: Instant,
-    trace: Trace,
-    signers: Vec<Arc<str>>,
-    status: Option<u16>,
-    said: Option<Box<Said>>,
-}
-
-impl Notes {
-    fn new(now: Timestamp) -> Self {
-        Self {
-            start_time: now,
-            start: Instant::now(),
-            trace: Trace::default(),
-            signers: Vec::new(),
-            status: None,
-            said: None,
-        }
-    }
-
-    /// Its turn has come: what it waited for that was no one's doing but ours.
-    fn begin(&mut self, now: Timestamp) {
-        self.start_time = now;
-        self.start = Instant::now();
-    }
-
-    fn unprepared(&mut self, why: &Unprepared) -> Outcome {
-        self.trace.explain(why);
-        Outcome::from(why)
-    }
-
-    fn said(&mut self, answer: &Answer, secrets: &Secrets) {
-        let Kept { bytes, whole } = &answer.body;
-        let body = bytes.get(..evidence::BODY_BYTES).unwrap_or(bytes);
-        let cut = !whole || body.len() < bytes.len();
-        let said = Said::new(&answer.headers, evidence::HEADER_BYTES, body, cut, secrets);
-        self.said = Some(Box::new(said));
-    }
-
-    /// Hides what a receiver may have repeated by breaking the protocol.
-    fn hide(&mut self, secrets: &Secrets) {
-        if let Some(detail) = &mut self.trace.detail {
-            *detail = secrets.hide(detail.as_bytes(), false);
-        }
-    }
-
-    fn made(mut self, outcome: Outcome) -> Made {
-        let evidence = Evidence {
-            start_time: self.start_time,
-            duration: self.start.elapsed(),
-            phases: self.trace.phases(),
-            address: self.trace.address,
-            version: self.trace.version,
-            status: self.status,
-            said: self.said,
-            signers: self.signers,
-            detail: self.trace.detail,
-        };
-        Made { outcome, evidence }
-    }
-}
-
 #[async_trait]
 impl Sender for HttpSender {
     async fn send(&self, attempt: Attempt) -> Made {
-        let mut notes = Notes::new(self.clock.now());
+        let mut notes = Notes::new(self.clock.now(), Trace::default());
         let outcome = self.attempt(&attempt, &mut notes).await;
         notes.made(outcome.unwrap_or_else(|outcome| outcome))
+    }
+}
+
+impl HttpSender {
+    /// Tries a webhook as [`Sender::send`] does, on a connection of its own, and tells all there is to see of it as `agent`.
+    pub async fn test(&self, agent: &AgentId, test: Test) -> Transcript {
+        let Test { webhook, event } = test;
+        let attempt = Attempt {
+            webhook: Arc::new(webhook),
+            id: event.id.as_str().to_owned(),
+            events: vec![Sent {
+                event_info: event.event_info.clone().unwrap_or_default(),
+                event: Arc::new(event),
+            }],
+            number: 1,
+        };
+        let mut notes = Notes::new(self.clock.now(), Trace::close_up());
+        let outcome = self.attempt(&attempt, &mut notes).await;
+        notes.transcript(agent, outcome.unwrap_or_else(|outcome| outcome))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! One request for a token is under way for a webhook at a time; whoever needs one meanwhile waits for it, and shares its failure.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,14 @@ pub struct Token {
     /// The value of `authorization`.
     pub(super) value: Zeroizing<String>,
     until: Instant,
+}
+
+/// Notes why there is no token.
+fn tell(trace: &mut Trace, why: impl Display) {
+    trace.explain(why);
+    if let Some(close_up) = &mut trace.close_up {
+        close_up.token.clone_from(&trace.detail);
+    }
 }
 
 impl Tokens {
@@ -92,7 +101,7 @@ impl Tokens {
     async fn fetch(&self, transport: &Transport, deadline: Instant, trace: &mut Trace) -> Result<Arc<Token>, Failure> {
         let start = Instant::now();
         let Request { headers, body, .. } = self.request.clone();
-        let mut asking = Trace::default();
+        let mut asking = trace.beside();
         // Not counted with the requests under way: there is at most one beside those of its webhook, which are.
         let answer = transport
             .fetch(
@@ -106,15 +115,24 @@ impl Tokens {
         let (status, body) = answer.map_err(|failure| match failure {
             Failure::Receiver(reason) => {
                 let (reason, detail) = (reason.as_str(), asking.detail.as_deref().unwrap_or_default());
-                trace.explain(format_args!("the token endpoint gave no answer: {reason}: {detail}"));
+                tell(
+                    trace,
+                    format_args!("the token endpoint gave no answer: {reason}: {detail}"),
+                );
                 Failure::Receiver(Reason::Token)
             }
             Failure::Local(why) => Failure::Local(why),
         })?;
         let grant = token::read(status, &body).map_err(|refused| {
-            trace.explain(refused);
+            tell(trace, refused);
             Failure::Receiver(Reason::Token)
         })?;
+        if let Some(close_up) = &mut trace.close_up {
+            let (took, usable) = (start.elapsed().as_millis(), grant.usable.as_secs());
+            close_up.token = Some(format!(
+                "the token endpoint granted a token after {took} ms, to be used for {usable} s"
+            ));
+        }
         Ok(Arc::new(Token {
             value: grant.value,
             until: start + grant.usable,

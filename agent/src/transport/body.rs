@@ -15,7 +15,7 @@ use crate::attempt::Reason;
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
 /// How long is waited for a body's end. It mostly comes with the head; a new connection costs less than to make the outcome wait longer.
-const BODY_PATIENCE: Duration = Duration::from_millis(250);
+pub const BODY_PATIENCE: Duration = Duration::from_millis(250);
 
 /// How far a body was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,6 @@ pub(super) async fn drain(body: Incoming, keep: usize, deadline: Instant) -> (Dr
     let (drained, length) = if body.is_end_stream() {
         (Drained::Whole, 0)
     } else {
-        let deadline = deadline.min(Instant::now() + BODY_PATIENCE);
         let read = timeout_at(deadline, read(body, keep, &mut kept)).await;
         read.ok()
             .flatten()

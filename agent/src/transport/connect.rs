@@ -11,6 +11,7 @@ use postrider_common::egress::{self, Scheme};
 use postrider_common::model::webhook::HttpVersion;
 use postrider_common::net::{Connection, Io};
 use postrider_common::task::Group;
+use rustls::client::WebPkiServerVerifier;
 use rustls_pki_types::ServerName;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -18,8 +19,9 @@ use tokio_rustls::TlsConnector;
 use super::channel::{Channel, Shared};
 use super::failure::{Failure, InFull};
 use super::guard::Guard;
+use super::observer::Observer;
 use super::pool::Host;
-use super::tls;
+use super::tls::{self, Tls};
 use super::trace::{Phase, Trace};
 use crate::attempt::Reason;
 
@@ -41,6 +43,7 @@ const STREAMS_BEFORE_SETTINGS: usize = 1;
 pub(super) struct Connector {
     guard: Guard,
     tls: TlsConnector,
+    verifier: Arc<WebPkiServerVerifier>,
     tls_http1: TlsConnector,
     tasks: Group,
     numbers: AtomicU64,
@@ -48,11 +51,12 @@ pub(super) struct Connector {
 
 impl Connector {
     /// `tasks` are the connections' own; their number is bounded by the requests under way and the idle connections kept.
-    pub(super) fn new(guard: Guard, tls: Arc<rustls::ClientConfig>, tasks: Group) -> Self {
+    pub(super) fn new(guard: Guard, tls: Tls, tasks: Group) -> Self {
         Self {
             guard,
-            tls_http1: Arc::new(tls::without_http2(&tls)).into(),
-            tls: tls.into(),
+            tls_http1: Arc::new(tls::without_http2(&tls.config)).into(),
+            tls: tls.config.into(),
+            verifier: tls.verifier,
             tasks,
             numbers: AtomicU64::new(0),
         }
@@ -66,7 +70,7 @@ impl Connector {
     /// A connection to send one request on: a new one or, if the host speaks HTTP/2, one that was made while this request waited.
     pub(super) async fn open(&self, host: &Host, trace: &mut Trace) -> Result<Channel, Failure> {
         if !host.may_share() {
-            return self.connect(host, trace).await;
+            return self.make(host, trace).await;
         }
         let start = Instant::now();
         let turn = host.gate.acquire().await;
@@ -80,13 +84,21 @@ impl Connector {
         }
         if !host.may_share() {
             drop(turn);
-            return self.connect(host, trace).await;
+            return self.make(host, trace).await;
         }
-        let connected = self.connect(host, trace).await;
-        connected.inspect_err(|failure| host.failed(*failure))
+        let made = self.make(host, trace).await;
+        made.inspect_err(|failure| host.failed(*failure))
     }
 
-    async fn connect(&self, host: &Host, trace: &mut Trace) -> Result<Channel, Failure> {
+    /// A new connection, which others may use too.
+    async fn make(&self, host: &Host, trace: &mut Trace) -> Result<Channel, Failure> {
+        let channel = self.connect(host, trace).await?;
+        host.opened(&channel);
+        Ok(channel)
+    }
+
+    /// A new connection that nobody else learns of.
+    pub(super) async fn connect(&self, host: &Host, trace: &mut Trace) -> Result<Channel, Failure> {
         let Connection { io, peer } = self.guard.connect(&host.key.host, host.key.port, trace).await?;
         let shaken = match (host.key.scheme, host.key.version) {
             (Scheme::Http, HttpVersion::Negotiated | HttpVersion::Http1) => Ok(self.http1(io, peer, trace).await),
@@ -99,20 +111,32 @@ impl Connector {
                 secure.map_err(|_| Failure::Receiver(Reason::Tls))
             }
         };
-        let channel = shaken.map_err(|failure| {
+        shaken.map_err(|failure| {
             let detail = format_args!("no end of the handshake within {} s", HANDSHAKE_DEADLINE.as_secs());
             trace.fail(failure, detail)
-        })??;
-        host.opened(&channel);
-        Ok(channel)
+        })?
     }
 
     async fn secure(&self, host: &Host, io: impl Io, peer: SocketAddr, trace: &mut Trace) -> Result<Channel, Failure> {
         trace.begin(Phase::Tls);
         let name = server_name(&host.key.host)
             .ok_or_else(|| trace.fail(Failure::Receiver(Reason::Tls), "no certificate can be for this host"))?;
-        let stream = self.tls(host).connect(name, io).await;
+        let observed = trace
+            .close_up
+            .is_some()
+            .then(|| Observer::of(self.tls(host).config(), Arc::clone(&self.verifier) as _));
+        let tls = match &observed {
+            None => self.tls(host),
+            Some((observer, tls)) => {
+                trace.observed_by(observer);
+                tls
+            }
+        };
+        let stream = tls.connect(name, io).await;
         let stream = stream.map_err(|error| trace.fail(Failure::Receiver(Reason::Tls), error))?;
+        if let Some((observer, _)) = &observed {
+            observer.connected(stream.get_ref().1);
+        }
         if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
             self.http2(stream, peer, trace).await
         } else if host.key.version == HttpVersion::Http2 {

@@ -22,6 +22,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// How many addresses of a name are dialled, so that a long answer cannot make one attempt knock at many doors.
 const MAX_DIALLED: usize = 4;
 
+/// How many addresses of a name are told where they are asked for.
+const MAX_TOLD: usize = 32;
+
 const BLOCKED: Failure = Failure::Receiver(Reason::BlockedAddress);
 
 /// Opens connections that the policy allows.
@@ -95,6 +98,9 @@ impl Guard {
         }
         for address in &mut addresses {
             *address = address.to_canonical();
+        }
+        if let Some(close_up) = &mut trace.close_up {
+            close_up.resolved = addresses.iter().copied().take(MAX_TOLD).collect();
         }
         Ok(choose(&addresses))
     }

@@ -16,12 +16,14 @@ mod channel;
 mod connect;
 mod failure;
 mod guard;
+mod observer;
 mod pool;
 pub mod resolve;
 pub mod tls;
 mod trace;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
@@ -29,24 +31,25 @@ use http::{Response, Uri};
 use hyper::body::Incoming;
 use postrider_common::egress::{CanonicalUrl, Policy, Scheme};
 use postrider_common::id::AccountId;
+use postrider_common::model::testing;
 use postrider_common::model::webhook::HttpVersion;
 use postrider_common::net::{SharedDialer, SharedResolver};
 use postrider_common::task::Group;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
-pub use self::body::Kept;
+pub use self::body::{BODY_PATIENCE, Kept};
 pub use self::channel::Message;
 use self::channel::{Channel, SendError};
 use self::connect::Connector;
 pub use self::failure::Failure;
 use self::pool::{Host, Key, Pool};
-pub use self::trace::Trace;
+pub use self::trace::{CloseUp, Trace};
 use crate::attempt::Reason;
 
 /// How long a request waits for its turn when a limit is reached. Longer than a burst lasts; much shorter than the time after which a shard's worker
 /// should look again at what is worth sending.
-const ADMISSION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const ADMISSION_PATIENCE: Duration = testing::TURN;
 
 /// How much may be under way and kept open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +89,13 @@ pub struct Target {
     authority: HeaderValue,
 }
 
+impl Target {
+    /// Whom requests name as their host.
+    pub const fn authority(&self) -> &HeaderValue {
+        &self.authority
+    }
+}
+
 /// A URL that cannot be put into a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the URL cannot be put into a request")]
@@ -109,6 +119,8 @@ pub struct Keep {
     pub of_success: usize,
     /// Of any other.
     pub of_failure: usize,
+    /// How long is waited for the body's end.
+    pub patience: Duration,
 }
 
 /// The right to have one request under way.
@@ -139,7 +151,7 @@ impl Transport {
         dialer: SharedDialer,
         resolver: SharedResolver,
         policy: Arc<Policy>,
-        tls: Arc<rustls::ClientConfig>,
+        tls: tls::Tls,
         limits: Limits,
     ) -> Self {
         let tasks = Group::default();
@@ -211,14 +223,20 @@ impl Transport {
             Err(_) => return Err(trace.late()),
         };
         let (head, body) = response.into_parts();
+        let Keep {
+            of_success,
+            of_failure,
+            patience,
+        } = keep;
         let keep = if head.status.is_success() {
-            keep.of_success
+            of_success
         } else {
-            keep.of_failure
+            of_failure
         };
         // The status is the answer; the rest is read mostly for the sake of the connection.
-        let (drained, body) = body::drain(body, keep, deadline).await;
-        if !is_ambiguous(&head.headers) && drained == body::Drained::Whole {
+        let until = deadline.min(Instant::now() + patience);
+        let (drained, body) = body::drain(body, keep, until).await;
+        if !is_ambiguous(&head.headers) && drained == body::Drained::Whole && trace.close_up.is_none() {
             self.pool.put(&target.host, channel);
         }
         Ok(Answer {
@@ -245,7 +263,7 @@ impl Transport {
             let ambiguous = is_ambiguous(response.headers());
             let status = response.status().as_u16();
             let body = body::collect(response.into_body(), most).await?;
-            if !ambiguous {
+            if !ambiguous && trace.close_up.is_none() {
                 self.pool.put(&target.host, channel);
             }
             Ok((status, body))
@@ -262,7 +280,9 @@ impl Transport {
         mut message: Message,
         trace: &mut Trace,
     ) -> Result<(Response<Incoming>, Channel), Failure> {
-        if let Some(mut channel) = self.pool.take(&target.host)
+        let alone = trace.close_up.is_some();
+        if !alone
+            && let Some(mut channel) = self.pool.take(&target.host)
             && channel.is_ready().await
         {
             match channel.send(target, message, trace).await {
@@ -271,7 +291,11 @@ impl Transport {
                 Err(SendError::Failed(failure)) => return Err(failure),
             }
         }
-        let channel = self.connector.open(&target.host, trace).await?;
+        let channel = if alone {
+            self.connector.connect(&target.host, trace).await?
+        } else {
+            self.connector.open(&target.host, trace).await?
+        };
         channel.send(target, message, trace).await.map_err(|error| match error {
             SendError::Unsent(_) => trace.fail(
                 Failure::Receiver(Reason::Disconnected),

@@ -1,13 +1,16 @@
 //! What is seen of one exchange on its way, as far as it gets: kept outside the future that a deadline may cut.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Version;
+use postrider_common::model::testing::TlsSeen;
 use tokio::time::Instant;
 
 use super::failure::Failure;
+use super::observer::Observer;
 use crate::attempt::Reason;
 use crate::attempt::evidence::Phases;
 
@@ -38,9 +41,52 @@ pub struct Trace {
     pub version: Option<Version>,
     /// In words, why there was no answer.
     pub detail: Option<String>,
+    /// What else is looked at, where everything is. It takes a connection of its own, and gives nothing to other requests.
+    pub close_up: Option<Box<CloseUp>>,
+}
+
+/// What is seen of an exchange only where somebody looks closely.
+#[derive(Debug, Default)]
+pub struct CloseUp {
+    /// The addresses of the host.
+    pub resolved: Vec<IpAddr>,
+    /// What the token endpoint did, in words.
+    pub token: Option<String>,
+    observer: Option<Arc<Observer>>,
+}
+
+impl CloseUp {
+    /// The TLS handshake, if it came to one.
+    pub fn tls(&self) -> Option<TlsSeen> {
+        self.observer.as_ref().map(|observer| observer.seen())
+    }
 }
 
 impl Trace {
+    /// A trace of everything there is to see.
+    pub fn close_up() -> Self {
+        Self {
+            close_up: Some(Box::default()),
+            ..Self::default()
+        }
+    }
+
+    /// A trace of another exchange, looked at as closely as this one.
+    pub fn beside(&self) -> Self {
+        if self.close_up.is_some() {
+            Self::close_up()
+        } else {
+            Self::default()
+        }
+    }
+
+    /// Notes who looks on while TLS is spoken.
+    pub(super) fn observed_by(&mut self, observer: &Arc<Observer>) {
+        if let Some(close_up) = &mut self.close_up {
+            close_up.observer = Some(Arc::clone(observer));
+        }
+    }
+
     /// A phase begins; the one before is over.
     pub(super) fn begin(&mut self, phase: Phase) {
         let now = Instant::now();

@@ -7,4 +7,5 @@ pub mod event_type;
 pub mod failing;
 pub mod operational;
 pub mod segment;
+pub mod testing;
 pub mod webhook;

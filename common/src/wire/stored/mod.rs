@@ -3,6 +3,7 @@
 //! Everything read is checked as if a stranger had written it: what does not fit is [`Unreadable`], never a panic.
 
 mod auth;
+mod testing;
 mod webhook;
 
 use std::cell::RefCell;
@@ -21,6 +22,7 @@ use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
 use crate::time::Timestamp;
 
+pub use testing::{decode_test, decode_transcript, encode_test, encode_transcript};
 pub use webhook::{decode_webhook, encode_webhook, suspend_webhook};
 
 /// The version of every message that this release writes, and the newest that it reads.

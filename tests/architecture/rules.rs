@@ -53,7 +53,7 @@ const NAMES: &[(&str, &str, &str)] = &[
         "stored messages stay with those that own them",
     ),
     (
-        "\"queue/ \"parked/ \"dead/ \"failing/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/ \"tests/ \"test-answers/",
+        "\"queue/ \"parked/ \"dead/ \"failing/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/ \"tests/{ \"test-answers/",
         "common/src/key.rs",
         "keys are built and parsed in one place",
     ),

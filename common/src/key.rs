@@ -123,7 +123,7 @@ pub fn test(agent: &AgentId, test: &Uid) -> Key {
     Key::new(format!("tests/{agent}/{test}"))
 }
 
-/// The test of a key made by [`test`].
+/// The test of a key made by [`test()`].
 pub fn parse_test(key: &Key) -> Option<Uid> {
     let (_, test) = key.as_str().strip_prefix("tests/")?.split_once('/')?;
     Uid::new(test).ok()

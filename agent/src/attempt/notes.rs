@@ -136,8 +136,13 @@ impl Notes {
 
     /// Hides what a receiver may have repeated by breaking the protocol.
     pub(super) fn hide(&mut self, secrets: &Secrets) {
-        if let Some(detail) = &mut self.trace.detail {
-            *detail = secrets.hide(detail.as_bytes(), false);
+        let token = self
+            .trace
+            .close_up
+            .as_mut()
+            .and_then(|close_up| close_up.token.as_mut());
+        for text in self.trace.detail.as_mut().into_iter().chain(token) {
+            *text = secrets.hide(text.as_bytes(), false);
         }
     }
 

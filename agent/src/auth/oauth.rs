@@ -46,6 +46,7 @@ pub struct Token {
 
 /// Notes why there is no token.
 fn tell(trace: &mut Trace, why: impl Display) {
+    tracing::debug!(%why, "no access token");
     trace.explain(why);
     if let Some(close_up) = &mut trace.close_up {
         close_up.token.clone_from(&trace.detail);

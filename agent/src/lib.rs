@@ -11,6 +11,7 @@ mod metrics;
 pub mod presence;
 pub mod shard;
 pub mod suspension;
+pub mod testing;
 pub mod transport;
 
 use crate::suspension::Suspender;
@@ -86,7 +87,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
     deps.readiness.not_ready("agent", "the webhooks have not been read yet");
     let group = task::Group::default();
     let catalog = Catalog::spawn(&group, deps.store.clone());
-    let sender = HttpSender::new(attempt::sender::Deps {
+    let sender = Arc::new(HttpSender::new(attempt::sender::Deps {
         dialer: deps.dialer,
         resolver: deps.resolver,
         policy: Arc::new(config.egress),
@@ -94,11 +95,11 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         clock: deps.clock.clone(),
         tls: transport::tls::client_config(config.roots, &authorities(&config.extra_roots)?)?,
         limits: transport::Limits::default(),
-    });
+    }));
     let shards = shard::Deps {
         store: deps.store.clone(),
         agent: config.id.clone(),
-        sender: Arc::new(sender),
+        sender: sender.clone(),
         catalog: catalog.clone(),
         clock: deps.clock.clone(),
         entropy: deps.entropy,
@@ -113,6 +114,14 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         ..Limits::default()
     };
     let work = Arc::new(Shards::new(shards, limits, &group));
+    testing::spawn(
+        &group,
+        testing::Deps {
+            store: deps.store.clone(),
+            agent: config.id.clone(),
+            sender,
+        },
+    );
     let readiness = deps.readiness.clone();
     group.spawn("readiness", async move {
         catalog.synced().await;

@@ -114,6 +114,37 @@ pub fn agent(agent: &AgentId) -> Key {
     Key::new(format!("agents/{agent}"))
 }
 
+/// All tests that an agent is asked to make.
+pub fn tests_of(agent: &AgentId) -> Key {
+    Key::new(format!("tests/{agent}/"))
+}
+
+/// One test that an agent is asked to make.
+pub fn test(agent: &AgentId, test: &Uid) -> Key {
+    Key::new(format!("tests/{agent}/{test}"))
+}
+
+/// The test of a key made by [`test()`].
+pub fn parse_test(key: &Key) -> Option<Uid> {
+    let (_, test) = key.as_str().strip_prefix("tests/")?.split_once('/')?;
+    Uid::new(test).ok()
+}
+
+/// What all agents saw of tests.
+pub fn test_answers() -> Key {
+    Key::from_stored("test-answers/")
+}
+
+/// What an agent saw of one test.
+pub fn test_answer(test: &Uid) -> Key {
+    Key::new(format!("test-answers/{test}"))
+}
+
+/// The test of a key made by [`test_answer`].
+pub fn parse_test_answer(key: &Key) -> Option<Uid> {
+    Uid::new(key.as_str().strip_prefix("test-answers/")?).ok()
+}
+
 /// Who leads.
 pub fn leader() -> Key {
     Key::from_stored("leader")
@@ -432,9 +463,19 @@ mod tests {
         }
 
         #[test]
+        fn the_keys_of_a_test_say_which_one_it_is(agent in "[a-z0-9][a-z0-9-]{0,62}", id in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}") {
+            let (agent, id) = (AgentId::new(&agent).unwrap(), Uid::new(&id).unwrap());
+            prop_assert!(test(&agent, &id).as_str().starts_with(tests_of(&agent).as_str()));
+            prop_assert!(test_answer(&id).as_str().starts_with(test_answers().as_str()));
+            prop_assert_eq!(parse_test(&test(&agent, &id)), Some(id.clone()));
+            prop_assert_eq!(parse_test_answer(&test_answer(&id)), Some(id));
+        }
+
+        #[test]
         fn no_text_makes_the_parsers_panic(text in "\\PC{0,80}") {
             let key = Key::from_stored(&text);
             let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_failing(&key), parse_usage(&key), parse_command(&key), parse_shard(&key), parse_agent(&key));
+            let _ = (parse_test(&key), parse_test_answer(&key));
         }
     }
 }

@@ -10,6 +10,7 @@ mod metrics;
 pub mod placement;
 mod publish;
 pub mod sweep;
+mod testing;
 mod usage;
 
 use std::io;
@@ -37,6 +38,7 @@ use crate::catalog::edit::Edit;
 use crate::config::Config;
 pub use crate::metrics::Metrics;
 use crate::publish::Publisher;
+use crate::testing::Tests;
 
 /// How long calls that are under way may take to end after the stop: longer than a commit's deadline.
 const STOP_GRACE: Duration = Duration::from_secs(8);
@@ -107,7 +109,16 @@ where
     lead(&group, &config, &deps, cell.shard_count, announcer);
     let (caught_up, types_caught_up, accounts_caught_up) = (catalog.clone(), catalog.clone(), catalog.clone());
     let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe);
+    let tests = Tests::spawn(
+        &group,
+        testing::Deps {
+            store: deps.store.clone(),
+            clock: deps.clock.clone(),
+            entropy: deps.entropy.clone(),
+        },
+    );
     let api = api::routes(api::Deps {
+        tests,
         store: deps.store,
         clock: deps.clock,
         entropy: deps.entropy,

@@ -99,14 +99,20 @@ impl Cluster {
     /// Starts control planes and waits until they serve.
     pub async fn add_control_planes(&mut self, count: usize) {
         for _ in 0..count {
-            let mut process = self.run("control-plane", &["--listen", "127.0.0.1:0"]);
-            let addresses = process.listening(2).await;
-            self.control_planes.push(ControlPlane {
-                process,
-                address: addresses[0],
-                metrics: addresses[1],
-            });
+            self.add_control_plane_with(&[]).await;
         }
+    }
+
+    /// Starts a control plane with further arguments and waits until it serves.
+    pub async fn add_control_plane_with(&mut self, arguments: &[&str]) {
+        let own = ["--listen", "127.0.0.1:0"];
+        let mut process = self.run("control-plane", &[&own, arguments].concat());
+        let addresses = process.listening(2).await;
+        self.control_planes.push(ControlPlane {
+            process,
+            address: addresses[0],
+            metrics: addresses[1],
+        });
     }
 
     /// Starts an agent and waits until it serves.

@@ -160,6 +160,13 @@ def main(first, second):
     check(exact.encode() in body, f"body {body}")
     print("published, delivered and verified")
 
+    transcript = other.call(f"{webhooks}/TestWebhook", name=f"{account}/webhooks/signed")
+    check(transcript["outcome"] == "DELIVERED" and transcript["answer"]["statusCode"] == 204, f"tested {transcript}")
+    event_id = transcript["request"]["signedContent"].split(".")[0]
+    _, headers, body = receiver.wait("/signed", event_id)
+    check(transcript["request"]["body"] == body.decode(), f"tested {transcript}")
+    print("tested")
+
     retired = api.call(f"{webhooks}/UpdateWebhook", webhook={"name": edited["name"], "active": False}, updateMask="active")
     check(retired["state"] == "RETIRED" and not retired.get("active"), f"retired {retired}")
     answer = api.call(f"{publishing}/Publish", parent=account, events=[{"eventId": "late", "eventName": "PY_LATE", "data": {}}])

@@ -23,6 +23,7 @@ mod publish;
 mod publish_checks;
 mod reflection;
 mod standalone;
+mod test_webhook;
 mod unwell;
 
 use std::time::Duration;

@@ -1,9 +1,12 @@
 //! One attempt: one HTTP request for one delivery, and what became of it.
 //!
 //! request (headers, body) ▸ auth ▸ transport ▸ verdict. [`Sender`] is the whole of it; everything around decides *when* an attempt is made and what
-//! follows from its [`Outcome`].
+//! follows from its [`Outcome`]. What it saw besides, its [`evidence::Evidence`], is for people.
 
+pub mod evidence;
+mod notes;
 mod prepared;
+pub mod redaction;
 pub mod request;
 pub mod retry_after;
 pub mod sender;
@@ -16,6 +19,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use postrider_common::model::segment::Event;
 use postrider_common::model::webhook::Webhook;
+
+pub use self::evidence::{Evidence, Made};
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -127,5 +132,5 @@ impl Reason {
 #[async_trait]
 pub trait Sender: Send + Sync + 'static {
     /// Makes one attempt, within the webhook's timeout. Dropping the future cuts the connection.
-    async fn send(&self, attempt: Attempt) -> Outcome;
+    async fn send(&self, attempt: Attempt) -> Made;
 }

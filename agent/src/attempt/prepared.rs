@@ -11,7 +11,7 @@ use postrider_common::secret::{Keyring, OpenError};
 use postrider_common::time::Timestamp;
 
 use super::request::{InvalidHeader, base_headers};
-use crate::auth::Credentials;
+use crate::auth::{Credentials, NoLiveSecret};
 use crate::transport::{InvalidTarget, Target, Transport};
 
 /// How many webhooks are kept ready in each of the cache's two halves. One takes a few kilobytes; making one ready again costs tens of microseconds.
@@ -26,6 +26,36 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// Makes a webhook ready.
+    ///
+    /// # Errors
+    /// [`Unprepared`].
+    pub(super) fn new(
+        webhook: &Arc<Webhook>,
+        transport: &Transport,
+        policy: &Policy,
+        keyring: &Keyring,
+        now: Timestamp,
+    ) -> Result<Self, Unprepared> {
+        let url = check_url(&webhook.target_url, policy)?;
+        let mut credentials = Credentials::open(webhook, keyring, now)?;
+        if let Auth::OAuth2(client) = &webhook.auth {
+            let url = check_url(&client.token_url, policy).map_err(Unprepared::TokenUrl)?;
+            credentials = credentials.with_tokens_from(transport.target(
+                &webhook.account,
+                &url,
+                HttpVersion::Negotiated,
+                None,
+            )?);
+        }
+        Ok(Self {
+            target: transport.target(&webhook.account, &url, webhook.http_version, credentials.identity())?,
+            headers: base_headers(&webhook.headers)?,
+            credentials,
+            webhook: Arc::clone(webhook),
+        })
+    }
+
     /// Whether it was made ready for exactly this configuration.
     fn is_for(&self, webhook: &Arc<Webhook>) -> bool {
         // The same configuration is nearly always the same allocation. The contents are compared, not only the generation, so that a webhook that
@@ -48,6 +78,8 @@ pub(super) enum Unprepared {
     Header(#[from] InvalidHeader),
     #[error("a secret cannot be opened: {0}")]
     Secret(#[from] OpenError),
+    #[error(transparent)]
+    NoLiveSecret(#[from] NoLiveSecret),
 }
 
 /// The webhooks that were lately sent to. Bounded: when the young half is full it becomes the old one, and what was in the old one and has not been
@@ -79,23 +111,7 @@ impl Cache {
         if let Some(prepared) = self.find(webhook) {
             return Ok(prepared);
         }
-        let url = check_url(&webhook.target_url, policy)?;
-        let mut credentials = Credentials::open(webhook, keyring, now)?;
-        if let Auth::OAuth2(client) = &webhook.auth {
-            let url = check_url(&client.token_url, policy).map_err(Unprepared::TokenUrl)?;
-            credentials = credentials.with_tokens_from(transport.target(
-                &webhook.account,
-                &url,
-                HttpVersion::Negotiated,
-                None,
-            )?);
-        }
-        let prepared = Arc::new(Prepared {
-            target: transport.target(&webhook.account, &url, webhook.http_version, credentials.identity())?,
-            headers: base_headers(&webhook.headers)?,
-            credentials,
-            webhook: Arc::clone(webhook),
-        });
+        let prepared = Arc::new(Prepared::new(webhook, transport, policy, keyring, now)?);
         let mut halves = self.lock();
         // Attempts of a webhook that begin at once share the first one's: it may be getting an access token for all of them.
         if let Some(first) = halves.young.get(&webhook.uid).filter(|first| first.is_for(webhook)) {

@@ -3,22 +3,25 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use http::header::RETRY_AFTER;
 use postrider_common::egress::Policy;
-use postrider_common::model::webhook::DEFAULT_TIMEOUT;
+use postrider_common::id::AgentId;
+use postrider_common::model::testing::{Test, Transcript};
+use postrider_common::model::webhook::{DEFAULT_TIMEOUT, Webhook};
 use postrider_common::net::{SharedDialer, SharedResolver};
 use postrider_common::secret::Keyring;
-use postrider_common::time::SharedClock;
-use tokio::time::Instant;
+use postrider_common::time::{SharedClock, Timestamp};
 
-use super::prepared::{Cache, Unprepared};
-use super::{Attempt, Outcome, Reason, Sender, request, retry_after, verdict};
-use crate::transport::{Failure, Limits, Transport};
+use super::evidence::Made;
+use super::notes::Notes;
+use super::prepared::{Cache, Prepared, Unprepared};
+use super::{Attempt, Outcome, Reason, Sender, Sent, request, retry_after, verdict};
+use crate::auth::Token;
+use crate::transport::tls::Tls;
+use crate::transport::{Answer, Failure, Limits, Message, Trace, Transport};
 
 /// The status by which a receiver refuses an access token (RFC 6750, section 3.1).
 const UNAUTHORIZED: u16 = 401;
-
-/// The most that is read of an answer that may say which events were not taken, in bytes: a thousand ids of the longest kind.
-const PARTIAL_BYTES: usize = 192 << 10;
 
 /// What a sender is made of.
 pub struct Deps {
@@ -33,7 +36,7 @@ pub struct Deps {
     /// Gives attempts their timestamps.
     pub clock: SharedClock,
     /// How receivers prove who they are (see [`crate::transport::tls::client_config`]).
-    pub tls: Arc<rustls::ClientConfig>,
+    pub tls: Tls,
     /// How much may be under way.
     pub limits: Limits,
 }
@@ -65,57 +68,113 @@ impl HttpSender {
         }
     }
 
-    async fn attempt(&self, attempt: Attempt) -> Result<Outcome, Outcome> {
+    async fn attempt(&self, attempt: &Attempt, notes: &mut Notes) -> Result<Outcome, Outcome> {
         let webhook = &attempt.webhook;
-        let prepared = self
-            .prepared
-            .get(webhook, &self.transport, &self.policy, &self.keyring, self.clock.now())
-            .map_err(Outcome::from)?;
+        let prepared = self.prepare(webhook, notes).map_err(|why| notes.unprepared(&why))?;
         let _permit = self.transport.admit(&prepared.target).await?;
 
+        notes.begin(self.clock.now());
         let timeout = verdict::timeout(webhook.timeout.unwrap_or(DEFAULT_TIMEOUT), attempt.events.len());
-        let deadline = Instant::now() + timeout;
-        let token = prepared.credentials.token(&self.transport, deadline).await?;
+        let deadline = notes.start + timeout;
+        let credentials = &prepared.credentials;
+        let token = credentials.token(&self.transport, deadline, &mut notes.trace).await;
+        let token = token.inspect_err(|_| notes.hide(&credentials.secrets(None)))?;
         // Only now: a request that had to wait for its turn or its token is not older than it says.
         let now = self.clock.now();
-        let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
-        let mut headers = prepared.headers.clone();
-        let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)
-            .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
-        request::add_attempt_headers(&mut headers, &attempt.id, attempt.number, now, traceparent)
-            .map_err(|error| Outcome::from(Unprepared::Header(error)))?;
-        prepared
-            .credentials
-            .apply(&mut headers, &attempt.id, now, &body, token.as_deref())
-            .map_err(|error| Outcome::NotMade { why: error.to_string() })?;
+        let message = message(&prepared, attempt, now, token.as_deref()).map_err(|why| notes.unprepared(&why))?;
+        notes.signers = credentials.signers(now);
+        notes.sending(&prepared.target, credentials, attempt, now, &message);
 
-        // Of several events the receiver may take some only, and say so in the body.
-        let keep = if attempt.events.len() > 1 { PARTIAL_BYTES } else { 0 };
-        let (answer, said) = self
+        let keep = notes.keep(attempt.events.len());
+        let posted = self
             .transport
-            .post_keeping(&prepared.target, headers, body, keep, deadline)
-            .await?;
-        if let Some(token) = token.filter(|_| answer.status == UNAUTHORIZED) {
-            prepared.credentials.refused(&token);
+            .post(&prepared.target, message, keep, deadline, &mut notes.trace)
+            .await;
+        let answer = posted.inspect_err(|_| notes.hide(&credentials.secrets(token.as_deref())))?;
+        notes.status = Some(answer.status);
+        if let Some(token) = token.as_ref().filter(|_| answer.status == UNAUTHORIZED) {
+            credentials.refused(token);
         }
-        let wait = answer
-            .retry_after
-            .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
-        let outcome = verdict::verdict(answer.status, wait);
-        if let Outcome::Delivered { status } = outcome {
-            let failed = verdict::not_taken(&said, attempt.events.iter().map(|sent| sent.event.id.as_str()));
-            if !failed.is_empty() {
-                return Ok(Outcome::Partial { status, failed });
-            }
+        let outcome = self.judge(&answer, attempt);
+        if !matches!(outcome, Outcome::Delivered { .. }) || notes.is_close_up() {
+            notes.said(&answer, &credentials.secrets(token.as_deref()));
         }
         Ok(outcome)
     }
+
+    fn prepare(&self, webhook: &Arc<Webhook>, notes: &Notes) -> Result<Arc<Prepared>, Unprepared> {
+        let (transport, policy, keyring) = (&self.transport, &self.policy, &self.keyring);
+        if notes.is_close_up() {
+            // With nothing left from before: also a token is asked for anew.
+            return Prepared::new(webhook, transport, policy, keyring, notes.start_time).map(Arc::new);
+        }
+        self.prepared.get(webhook, transport, policy, keyring, notes.start_time)
+    }
+
+    fn judge(&self, answer: &Answer, attempt: &Attempt) -> Outcome {
+        let wait = answer
+            .headers
+            .get(RETRY_AFTER)
+            .and_then(|value| retry_after::parse(value.as_bytes(), self.clock.now()));
+        let outcome = verdict::verdict(answer.status, wait);
+        // Of several events the receiver may have taken some only, and say so in the body.
+        if let Outcome::Delivered { status } = outcome
+            && attempt.events.len() > 1
+            && answer.body.whole
+        {
+            let sent = attempt.events.iter().map(|sent| sent.event.id.as_str());
+            let failed = verdict::not_taken(&answer.body.bytes, sent);
+            if !failed.is_empty() {
+                return Outcome::Partial { status, failed };
+            }
+        }
+        outcome
+    }
+}
+
+/// The request of an attempt at `now`.
+fn message(
+    prepared: &Prepared,
+    attempt: &Attempt,
+    now: Timestamp,
+    token: Option<&Token>,
+) -> Result<Message, Unprepared> {
+    let webhook = &attempt.webhook;
+    let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
+    let mut headers = prepared.headers.clone();
+    let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)?;
+    request::add_attempt_headers(&mut headers, &attempt.id, attempt.number, now, traceparent)?;
+    prepared
+        .credentials
+        .apply(&mut headers, &attempt.id, now, &body, token)?;
+    Ok(Message { headers, body })
 }
 
 #[async_trait]
 impl Sender for HttpSender {
-    async fn send(&self, attempt: Attempt) -> Outcome {
-        self.attempt(attempt).await.unwrap_or_else(|outcome| outcome)
+    async fn send(&self, attempt: Attempt) -> Made {
+        let mut notes = Notes::new(self.clock.now(), Trace::default());
+        let outcome = self.attempt(&attempt, &mut notes).await;
+        notes.made(outcome.unwrap_or_else(|outcome| outcome))
+    }
+}
+
+impl HttpSender {
+    /// Tries a webhook as [`Sender::send`] does, on a connection of its own, and tells all there is to see of it as `agent`.
+    pub async fn test(&self, agent: &AgentId, test: Test) -> Transcript {
+        let Test { webhook, event } = test;
+        let attempt = Attempt {
+            webhook: Arc::new(webhook),
+            id: event.id.as_str().to_owned(),
+            events: vec![Sent {
+                event_info: event.event_info.clone().unwrap_or_default(),
+                event: Arc::new(event),
+            }],
+            number: 1,
+        };
+        let mut notes = Notes::new(self.clock.now(), Trace::close_up());
+        let outcome = self.attempt(&attempt, &mut notes).await;
+        notes.transcript(agent, outcome.unwrap_or_else(|outcome| outcome))
     }
 }
 
@@ -128,14 +187,14 @@ impl From<Failure> for Outcome {
     }
 }
 
-impl From<Unprepared> for Outcome {
-    fn from(why: Unprepared) -> Self {
+impl From<&Unprepared> for Outcome {
+    fn from(why: &Unprepared) -> Self {
         match why {
             Unprepared::Url(_) => failed(Reason::BlockedAddress),
             Unprepared::TokenUrl(_) => failed(Reason::Token),
             // No request can ever be made of it, so waiting would be for ever.
             Unprepared::Target(_) | Unprepared::Header(_) => failed(Reason::Protocol),
-            Unprepared::Secret(_) => Self::NotMade { why: why.to_string() },
+            Unprepared::Secret(_) | Unprepared::NoLiveSecret(_) => Self::NotMade { why: why.to_string() },
         }
     }
 }

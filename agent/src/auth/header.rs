@@ -33,6 +33,25 @@ pub(super) fn text(secret: &[u8]) -> Option<Zeroizing<String>> {
     Some(Zeroizing::new(text.to_owned()))
 }
 
+/// The secrets in the value of a header: what follows the name of a scheme, and the password in it; or else all of it.
+pub(super) fn secrets(value: &str) -> Vec<Zeroizing<String>> {
+    let owned = |text: &str| Zeroizing::new(text.to_owned());
+    if let Some(token) = value.strip_prefix("Bearer ") {
+        return vec![owned(token)];
+    }
+    let Some(pair) = value.strip_prefix("Basic ") else {
+        return vec![owned(value)];
+    };
+    let mut secrets = vec![owned(pair)];
+    let decoded = STANDARD.decode(pair).map(Zeroizing::new);
+    if let Ok(decoded) = &decoded
+        && let Some((_, password)) = std::str::from_utf8(decoded).ok().and_then(|pair| pair.split_once(':'))
+    {
+        secrets.push(owned(password));
+    }
+    secrets
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -51,7 +70,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_receiver_reads_the_same_user_name_and_password(user in "[^:\\x00-\\x1f]{0,40}", password in "\\PC{0,60}") {
-            prop_assert_eq!(read(&basic(&user, password.as_bytes())), (user, password));
+            let value = basic(&user, password.as_bytes());
+            prop_assert!(secrets(&value).iter().any(|secret| **secret == password));
+            prop_assert_eq!(read(&value), (user, password));
         }
     }
 
@@ -59,6 +80,8 @@ mod tests {
     fn what_cannot_stand_in_a_header_gives_none() {
         assert_eq!(*bearer(b"mF_9.B5f-4.1JqM").unwrap(), "Bearer mF_9.B5f-4.1JqM");
         assert_eq!(*text(b"a key").unwrap(), "a key");
+        assert_eq!(*secrets("a key")[0], "a key");
+        assert_eq!(*secrets("Bearer mF_9.B5f-4.1JqM")[0], "mF_9.B5f-4.1JqM");
         for bad in [b"a\r\nb: c".as_slice(), b"\xff", "é".as_bytes(), b"\0"] {
             assert!(bearer(bad).is_none() && text(bad).is_none());
         }

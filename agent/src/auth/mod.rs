@@ -19,8 +19,9 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 pub use self::oauth::{Token, Tokens};
+use crate::attempt::redaction::Secrets;
 use crate::transport::tls::Identity;
-use crate::transport::{Failure, Target, Transport};
+use crate::transport::{Failure, Target, Trace, Transport};
 
 /// The webhook has no way to prove itself now, so nothing may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +72,7 @@ impl Names {
 
 /// One signing secret, opened.
 struct SigningKey {
+    id: Arc<str>,
     key: Key,
     expire_time: Option<Timestamp>,
 }
@@ -132,6 +134,7 @@ impl Credentials {
                 let keys = live.map(|secret| {
                     let opened = keyring.open(&secret.secret, &context(&format!("signing/{}", secret.id)))?;
                     Ok(SigningKey {
+                        id: secret.id.as_str().into(),
                         key: Key::new(*algorithm, opened).ok_or(OpenError::Corrupt)?,
                         expire_time: secret.expire_time,
                     })
@@ -156,9 +159,14 @@ impl Credentials {
     ///
     /// # Errors
     /// [`Failure::Receiver`] with [`crate::attempt::Reason::Token`] if none can be had until `deadline`.
-    pub async fn token(&self, transport: &Transport, deadline: Instant) -> Result<Option<Arc<Token>>, Failure> {
+    pub async fn token(
+        &self,
+        transport: &Transport,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<Option<Arc<Token>>, Failure> {
         match self {
-            Self::OAuth2(tokens) => tokens.get(transport, deadline).await.map(Some),
+            Self::OAuth2(tokens) => tokens.get(transport, deadline, trace).await.map(Some),
             Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) | Self::Mtls(_) => Ok(None),
         }
     }
@@ -176,6 +184,36 @@ impl Credentials {
         match self {
             Self::Mtls(identity) => Some(identity),
             Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) | Self::OAuth2(_) => None,
+        }
+    }
+
+    /// The ids of the secrets that sign at `now`, newest first.
+    pub fn signers(&self, now: Timestamp) -> Vec<Arc<str>> {
+        match self {
+            Self::Signature(Signature { keys, .. }) => {
+                let live = keys.iter().filter(|key| key.is_live(now));
+                live.map(|key| Arc::clone(&key.id)).collect()
+            }
+            Self::None | Self::Header(..) | Self::Client(_) | Self::OAuth2(_) | Self::Mtls(_) => Vec::new(),
+        }
+    }
+
+    /// What a receiver knows of the secrets and may repeat: to be hidden where its answers are shown. (Private keys never leave this process.)
+    pub fn secrets(&self, token: Option<&Token>) -> Secrets {
+        match self {
+            Self::None | Self::Client(_) | Self::Mtls(_) => Secrets::default(),
+            Self::Header(_, value) => Secrets::new(header::secrets(value)),
+            Self::Signature(Signature { keys, .. }) => {
+                // An ed25519 verifier is a public key.
+                let shared = keys.iter().map(|key| key.key.verifier());
+                Secrets::new(
+                    shared.filter_map(|text| text.strip_prefix("whsec_").map(|text| Zeroizing::new(text.to_owned()))),
+                )
+            }
+            Self::OAuth2(tokens) => {
+                let token = token.map(|token| header::secrets(&token.value)).unwrap_or_default();
+                Secrets::new(token.into_iter().chain([tokens.secret()]))
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! One request for a token is under way for a webhook at a time; whoever needs one meanwhile waits for it, and shares its failure.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::token::{self, Request};
 use crate::attempt::Reason;
-use crate::transport::{Failure, Target, Transport};
+use crate::transport::{Failure, Message, Target, Trace, Transport};
 
 /// The longest answer of a token endpoint, in bytes: several times what the longest usable token takes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -43,6 +44,15 @@ pub struct Token {
     until: Instant,
 }
 
+/// Notes why there is no token.
+fn tell(trace: &mut Trace, why: impl Display) {
+    tracing::debug!(%why, "no access token");
+    trace.explain(why);
+    if let Some(close_up) = &mut trace.close_up {
+        close_up.token.clone_from(&trace.detail);
+    }
+}
+
 impl Tokens {
     pub(super) fn new(request: Request, target: Target) -> Self {
         Self {
@@ -57,20 +67,30 @@ impl Tokens {
     ///
     /// # Errors
     /// [`Failure::Receiver`] with [`Reason::Token`] if none can be had until `deadline`.
-    pub(super) async fn get(&self, transport: &Transport, deadline: Instant) -> Result<Arc<Token>, Failure> {
+    ///
+    /// Nothing is traced but why there is none: what is traced are the requests to the receiver.
+    pub(super) async fn get(
+        &self,
+        transport: &Transport,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<Arc<Token>, Failure> {
         let asked = Instant::now();
         if let Some(token) = self.current() {
             return Ok(token);
         }
-        let turn = timeout_at(deadline, self.turn.lock()).await;
-        let _turn = turn.map_err(|_| Failure::Receiver(Reason::Token))?;
+        let Ok(_turn) = timeout_at(deadline, self.turn.lock()).await else {
+            trace.explain("the time was up: another request waited for the token endpoint");
+            return Err(Failure::Receiver(Reason::Token));
+        };
         if let Some(token) = self.current() {
             return Ok(token);
         }
         if let Some((_, failure)) = self.lock().failed.filter(|(at, _)| *at >= asked) {
+            trace.explain("another request that waited for the token endpoint got no token");
             return Err(failure);
         }
-        let token = self.fetch(transport, deadline).await;
+        let token = self.fetch(transport, deadline, trace).await;
         let mut state = self.lock();
         match &token {
             Ok(token) => state.current = Some(Arc::clone(token)),
@@ -79,28 +99,50 @@ impl Tokens {
         token
     }
 
-    async fn fetch(&self, transport: &Transport, deadline: Instant) -> Result<Arc<Token>, Failure> {
+    async fn fetch(&self, transport: &Transport, deadline: Instant, trace: &mut Trace) -> Result<Arc<Token>, Failure> {
         let start = Instant::now();
-        let Request { headers, body } = self.request.clone();
+        let Request { headers, body, .. } = self.request.clone();
+        let mut asking = trace.beside();
         // Not counted with the requests under way: there is at most one beside those of its webhook, which are.
         let answer = transport
-            .fetch(&self.target, headers, body, MAX_ANSWER_BYTES, deadline)
+            .fetch(
+                &self.target,
+                Message { headers, body },
+                MAX_ANSWER_BYTES,
+                deadline,
+                &mut asking,
+            )
             .await;
         let (status, body) = answer.map_err(|failure| match failure {
             Failure::Receiver(reason) => {
-                tracing::debug!(reason = reason.as_str(), "the token endpoint gave no answer");
+                let (reason, detail) = (reason.as_str(), asking.detail.as_deref().unwrap_or_default());
+                tell(
+                    trace,
+                    format_args!("the token endpoint gave no answer: {reason}: {detail}"),
+                );
                 Failure::Receiver(Reason::Token)
             }
             Failure::Local(why) => Failure::Local(why),
         })?;
         let grant = token::read(status, &body).map_err(|refused| {
-            tracing::debug!(%refused, "the token endpoint gave no token");
+            tell(trace, refused);
             Failure::Receiver(Reason::Token)
         })?;
+        if let Some(close_up) = &mut trace.close_up {
+            let (took, usable) = (start.elapsed().as_millis(), grant.usable.as_secs());
+            close_up.token = Some(format!(
+                "the token endpoint granted a token after {took} ms, to be used for {usable} s"
+            ));
+        }
         Ok(Arc::new(Token {
             value: grant.value,
             until: start + grant.usable,
         }))
+    }
+
+    /// The client's secret.
+    pub(super) fn secret(&self) -> Zeroizing<String> {
+        self.request.secret.clone()
     }
 
     /// Notes that the receiver refused a token: it is not used again, unless another was dropped lately.

@@ -31,6 +31,7 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 pub struct Request {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    pub(super) secret: Zeroizing<String>,
 }
 
 /// A token that was granted.
@@ -93,6 +94,7 @@ pub(super) fn request(client: &OAuth2, secret: &[u8]) -> Option<Request> {
     Some(Request {
         headers,
         body: Bytes::from_owner(Zeroizing::new(form.finish().into_bytes())),
+        secret,
     })
 }
 

@@ -15,7 +15,7 @@ use crate::attempt::Reason;
 const MAX_BODY_BYTES: usize = 16 * 1024;
 
 /// How long is waited for a body's end. It mostly comes with the head; a new connection costs less than to make the outcome wait longer.
-const BODY_PATIENCE: Duration = Duration::from_millis(250);
+pub const BODY_PATIENCE: Duration = Duration::from_millis(250);
 
 /// How far a body was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,14 +26,29 @@ pub(super) enum Drained {
     Cut,
 }
 
-/// Reads a body, until `deadline` at most, and keeps it if it came whole and has at most `keep` bytes.
-pub(super) async fn drain(body: Incoming, keep: usize, deadline: Instant) -> (Drained, Bytes) {
-    if body.is_end_stream() {
-        return (Drained::Whole, Bytes::new());
-    }
-    let deadline = deadline.min(Instant::now() + BODY_PATIENCE);
-    let cut = (Drained::Cut, Bytes::new());
-    timeout_at(deadline, read(body, keep)).await.unwrap_or(cut)
+/// What was kept of a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Its beginning.
+    pub bytes: Bytes,
+    /// That is all of it.
+    pub whole: bool,
+}
+
+/// Reads a body, until `deadline` at most, and keeps its first `keep` bytes.
+pub(super) async fn drain(body: Incoming, keep: usize, deadline: Instant) -> (Drained, Kept) {
+    let mut kept = BytesMut::new();
+    let (drained, length) = if body.is_end_stream() {
+        (Drained::Whole, 0)
+    } else {
+        let read = timeout_at(deadline, read(body, keep, &mut kept)).await;
+        read.ok()
+            .flatten()
+            .map_or((Drained::Cut, 0), |length| (Drained::Whole, length))
+    };
+    let whole = drained == Drained::Whole && length == kept.len();
+    let bytes = kept.freeze();
+    (drained, Kept { bytes, whole })
 }
 
 /// Reads a whole body of at most `most` bytes.
@@ -51,26 +66,20 @@ pub(super) async fn collect(body: Incoming, most: usize) -> Result<Bytes, Failur
     Ok(collected.freeze())
 }
 
-async fn read(body: Incoming, keep: usize) -> (Drained, Bytes) {
+/// The length of a body that was read to its end; its first `keep` bytes are put into `kept`.
+async fn read(body: Incoming, keep: usize, kept: &mut BytesMut) -> Option<usize> {
     let mut body = pin!(body);
-    let mut kept = BytesMut::new();
-    let mut left = MAX_BODY_BYTES.max(keep);
-    let mut whole = true;
+    let most = MAX_BODY_BYTES.max(keep);
+    let mut length = 0_usize;
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            return (Drained::Cut, Bytes::new());
-        };
+        let frame = frame.ok()?;
         let Some(data) = frame.data_ref() else { continue };
-        match left.checked_sub(data.len()) {
-            Some(rest) => left = rest,
-            None => return (Drained::Cut, Bytes::new()),
-        }
-        if kept.len() + data.len() <= keep {
-            kept.extend_from_slice(data);
-        } else {
-            whole = false;
+        length += data.len();
+        let room = data.len().min(keep - kept.len());
+        kept.extend_from_slice(data.get(..room).unwrap_or_default());
+        if length > most {
+            return None;
         }
     }
-    let kept = if whole { kept.freeze() } else { Bytes::new() };
-    (Drained::Whole, kept)
+    Some(length)
 }

@@ -1,5 +1,6 @@
 //! One connection's sending side: one request in, its answer's head out.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,8 +15,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::Target;
-use super::failure::{Failure, is_refused};
+use super::failure::{Failure, InFull, is_refused};
 use super::pool::Host;
+use super::trace::{Phase, Trace};
 use crate::attempt::Reason;
 
 /// What the connections carry.
@@ -30,9 +32,11 @@ const MAX_INFORMATIONAL: u32 = 8;
 const READY_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A request, before it is put into the form that the connection's protocol wants.
-pub(super) struct Message {
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub struct Message {
+    /// Its headers, without those that frame it.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
 }
 
 /// Why there is no answer.
@@ -43,12 +47,19 @@ pub(super) enum SendError {
     Failed(Failure),
 }
 
+impl SendError {
+    fn failed(error: &hyper::Error, trace: &mut Trace) -> Self {
+        Self::Failed(trace.fail(Failure::of_exchange(error), InFull(error)))
+    }
+}
+
 /// The sending side of a connection.
 pub(super) enum Channel {
     /// HTTP/1.1: one request at a time.
     Http1 {
         sender: http1::SendRequest<Body>,
         born: Instant,
+        peer: SocketAddr,
     },
     /// HTTP/2: shared.
     Http2(Shared),
@@ -59,6 +70,7 @@ pub(super) enum Channel {
 pub(super) struct Shared {
     pub(super) sender: http2::SendRequest<Body>,
     pub(super) born: Instant,
+    pub(super) peer: SocketAddr,
     /// Tells connections apart.
     pub(super) number: u64,
 }
@@ -72,19 +84,44 @@ impl Channel {
         }
     }
 
-    /// Sends the request and waits for the head of the final answer. The channel comes back with it, to be reused once the body has been read.
-    pub(super) async fn send(self, target: &Target, message: Message) -> Result<(Response<Incoming>, Self), SendError> {
+    /// Where it goes.
+    const fn peer(&self) -> SocketAddr {
         match self {
-            Self::Http1 { mut sender, born } => {
-                let response = send_http1(&mut sender, target, message).await?;
-                Ok((response, Self::Http1 { sender, born }))
+            Self::Http1 { peer, .. } | Self::Http2(Shared { peer, .. }) => *peer,
+        }
+    }
+
+    /// Sends the request and waits for the head of the final answer. The channel comes back with it, to be reused once the body has been read.
+    pub(super) async fn send(
+        self,
+        target: &Target,
+        message: Message,
+        trace: &mut Trace,
+    ) -> Result<(Response<Incoming>, Self), SendError> {
+        trace.address = Some(self.peer());
+        trace.begin(Phase::Answer);
+        let (response, channel) = self.exchange(target, message, trace).await?;
+        trace.answered(response.version());
+        Ok((response, channel))
+    }
+
+    async fn exchange(
+        self,
+        target: &Target,
+        message: Message,
+        trace: &mut Trace,
+    ) -> Result<(Response<Incoming>, Self), SendError> {
+        match self {
+            Self::Http1 { mut sender, born, peer } => {
+                let response = send_http1(&mut sender, target, message, trace).await?;
+                Ok((response, Self::Http1 { sender, born, peer }))
             }
             Self::Http2(shared) => {
                 // An HTTP/2 connection on which a request failed or ran into its deadline may be dead without anyone having said so: the next request
                 // makes a new one. Those under way on it are not cut.
                 let mut suspicion = Suspicion(Some((&target.host, shared.number)));
                 let mut sender = shared.sender.clone();
-                let response = send_http2(&mut sender, target, message).await?;
+                let response = send_http2(&mut sender, target, message, trace).await?;
                 suspicion.0 = None;
                 Ok((response, Self::Http2(shared)))
             }
@@ -96,6 +133,7 @@ async fn send_http1(
     sender: &mut http1::SendRequest<Body>,
     target: &Target,
     message: Message,
+    trace: &mut Trace,
 ) -> Result<Response<Incoming>, SendError> {
     let mut request = Request::new(Full::new(message.body));
     *request.method_mut() = Method::POST;
@@ -108,7 +146,10 @@ async fn send_http1(
     let answer = tokio::select! {
         biased;
         answer = sender.try_send_request(request) => answer,
-        () = flood.too_many.notified() => return Err(SendError::Failed(Failure::Receiver(Reason::Protocol))),
+        () = flood.too_many.notified() => {
+            let failure = trace.fail(Failure::Receiver(Reason::Protocol), "too many 1xx answers before the final one");
+            return Err(SendError::Failed(failure));
+        }
     };
     answer.map_err(|mut error| match error.take_message() {
         Some(request) => {
@@ -119,7 +160,7 @@ async fn send_http1(
                 body: bytes_of(body),
             })
         }
-        None => SendError::Failed(Failure::of_exchange(error.error())),
+        None => SendError::failed(error.error(), trace),
     })
 }
 
@@ -127,6 +168,7 @@ async fn send_http2(
     sender: &mut http2::SendRequest<Body>,
     target: &Target,
     message: Message,
+    trace: &mut Trace,
 ) -> Result<Response<Incoming>, SendError> {
     let mut request = Request::new(Full::new(message.body.clone()));
     *request.method_mut() = Method::POST;
@@ -137,7 +179,7 @@ async fn send_http2(
         if error.message().is_some() || is_refused(error.error()) {
             SendError::Unsent(message)
         } else {
-            SendError::Failed(Failure::of_exchange(error.error()))
+            SendError::failed(error.error(), trace)
         }
     })
 }

@@ -1,24 +1,28 @@
 //! Makes connections: guard ▸ TLS ▸ HTTP handshake. Their tasks end with the connector.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
-use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 use postrider_common::egress::{self, Scheme};
 use postrider_common::model::webhook::HttpVersion;
+use postrider_common::net::{Connection, Io};
 use postrider_common::task::Group;
+use rustls::client::WebPkiServerVerifier;
 use rustls_pki_types::ServerName;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::channel::{Channel, Shared};
-use super::failure::Failure;
+use super::failure::{Failure, InFull};
 use super::guard::Guard;
+use super::observer::Observer;
 use super::pool::Host;
-use super::tls;
+use super::tls::{self, Tls};
+use super::trace::{Phase, Trace};
 use crate::attempt::Reason;
 
 /// How long TLS and the HTTP/2 preface may take: two or three round trips.
@@ -39,6 +43,7 @@ const STREAMS_BEFORE_SETTINGS: usize = 1;
 pub(super) struct Connector {
     guard: Guard,
     tls: TlsConnector,
+    verifier: Arc<WebPkiServerVerifier>,
     tls_http1: TlsConnector,
     tasks: Group,
     numbers: AtomicU64,
@@ -46,11 +51,12 @@ pub(super) struct Connector {
 
 impl Connector {
     /// `tasks` are the connections' own; their number is bounded by the requests under way and the idle connections kept.
-    pub(super) fn new(guard: Guard, tls: Arc<rustls::ClientConfig>, tasks: Group) -> Self {
+    pub(super) fn new(guard: Guard, tls: Tls, tasks: Group) -> Self {
         Self {
             guard,
-            tls_http1: Arc::new(tls::without_http2(&tls)).into(),
-            tls: tls.into(),
+            tls_http1: Arc::new(tls::without_http2(&tls.config)).into(),
+            tls: tls.config.into(),
+            verifier: tls.verifier,
             tasks,
             numbers: AtomicU64::new(0),
         }
@@ -62,9 +68,9 @@ impl Connector {
     }
 
     /// A connection to send one request on: a new one or, if the host speaks HTTP/2, one that was made while this request waited.
-    pub(super) async fn open(&self, host: &Host) -> Result<Channel, Failure> {
+    pub(super) async fn open(&self, host: &Host, trace: &mut Trace) -> Result<Channel, Failure> {
         if !host.may_share() {
-            return self.connect(host).await;
+            return self.make(host, trace).await;
         }
         let start = Instant::now();
         let turn = host.gate.acquire().await;
@@ -74,44 +80,73 @@ impl Connector {
         // Those who waited while a connection could not be made share that failure: a dead host would otherwise keep them until their deadlines, one
         // after the other.
         if let Some(failure) = host.failure_since(start) {
-            return Err(failure);
+            return Err(trace.fail(failure, "another request that waited for the same connection failed"));
         }
         if !host.may_share() {
             drop(turn);
-            return self.connect(host).await;
+            return self.make(host, trace).await;
         }
-        self.connect(host).await.inspect_err(|failure| host.failed(*failure))
+        let made = self.make(host, trace).await;
+        made.inspect_err(|failure| host.failed(*failure))
     }
 
-    async fn connect(&self, host: &Host) -> Result<Channel, Failure> {
-        let connection = self.guard.connect(&host.key.host, host.key.port).await?;
-        let channel = match host.key.scheme {
-            Scheme::Http => match host.key.version {
-                HttpVersion::Negotiated | HttpVersion::Http1 => self.http1(TokioIo::new(connection.io)).await?,
-                HttpVersion::Http2 => timeout(HANDSHAKE_DEADLINE, self.http2(TokioIo::new(connection.io)))
-                    .await
-                    .map_err(|_| Failure::Receiver(Reason::Protocol))??,
-            },
-            Scheme::Https => {
-                let secure = async {
-                    let name = server_name(&host.key.host)?;
-                    let stream = self.tls(host).connect(name, connection.io).await;
-                    let stream = stream.map_err(|_| Failure::Receiver(Reason::Tls))?;
-                    if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
-                        self.http2(TokioIo::new(stream)).await
-                    } else if host.key.version == HttpVersion::Http2 {
-                        Err(Failure::Receiver(Reason::Protocol))
-                    } else {
-                        self.http1(TokioIo::new(stream)).await
-                    }
-                };
-                timeout(HANDSHAKE_DEADLINE, secure)
-                    .await
-                    .map_err(|_| Failure::Receiver(Reason::Tls))??
-            }
-        };
+    /// A new connection, which others may use too.
+    async fn make(&self, host: &Host, trace: &mut Trace) -> Result<Channel, Failure> {
+        let channel = self.connect(host, trace).await?;
         host.opened(&channel);
         Ok(channel)
+    }
+
+    /// A new connection that nobody else learns of.
+    pub(super) async fn connect(&self, host: &Host, trace: &mut Trace) -> Result<Channel, Failure> {
+        let Connection { io, peer } = self.guard.connect(&host.key.host, host.key.port, trace).await?;
+        let shaken = match (host.key.scheme, host.key.version) {
+            (Scheme::Http, HttpVersion::Negotiated | HttpVersion::Http1) => Ok(self.http1(io, peer, trace).await),
+            (Scheme::Http, HttpVersion::Http2) => {
+                let preface = timeout(HANDSHAKE_DEADLINE, self.http2(io, peer, trace)).await;
+                preface.map_err(|_| Failure::Receiver(Reason::Protocol))
+            }
+            (Scheme::Https, _) => {
+                let secure = timeout(HANDSHAKE_DEADLINE, self.secure(host, io, peer, trace)).await;
+                secure.map_err(|_| Failure::Receiver(Reason::Tls))
+            }
+        };
+        shaken.map_err(|failure| {
+            let detail = format_args!("no end of the handshake within {} s", HANDSHAKE_DEADLINE.as_secs());
+            trace.fail(failure, detail)
+        })?
+    }
+
+    async fn secure(&self, host: &Host, io: impl Io, peer: SocketAddr, trace: &mut Trace) -> Result<Channel, Failure> {
+        trace.begin(Phase::Tls);
+        let name = server_name(&host.key.host)
+            .ok_or_else(|| trace.fail(Failure::Receiver(Reason::Tls), "no certificate can be for this host"))?;
+        let observed = trace
+            .close_up
+            .is_some()
+            .then(|| Observer::of(self.tls(host).config(), Arc::clone(&self.verifier) as _));
+        let tls = match &observed {
+            None => self.tls(host),
+            Some((observer, tls)) => {
+                trace.observed_by(observer);
+                tls
+            }
+        };
+        let stream = tls.connect(name, io).await;
+        let stream = stream.map_err(|error| trace.fail(Failure::Receiver(Reason::Tls), error))?;
+        if let Some((observer, _)) = &observed {
+            observer.connected(stream.get_ref().1);
+        }
+        if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
+            self.http2(stream, peer, trace).await
+        } else if host.key.version == HttpVersion::Http2 {
+            Err(trace.fail(
+                Failure::Receiver(Reason::Protocol),
+                "the receiver does not speak HTTP/2",
+            ))
+        } else {
+            self.http1(stream, peer, trace).await
+        }
     }
 
     /// How TLS is spoken with this host.
@@ -128,12 +163,12 @@ impl Connector {
         }
     }
 
-    async fn http1(&self, io: impl Read + Write + Send + Unpin + 'static) -> Result<Channel, Failure> {
+    async fn http1(&self, io: impl Io, peer: SocketAddr, trace: &mut Trace) -> Result<Channel, Failure> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD_BYTES)
-            .handshake(io)
+            .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| Failure::of_exchange(&error))?;
+            .map_err(|error| trace.fail(Failure::of_exchange(&error), InFull(&error)))?;
         // How it ends is told to the request that it ends under.
         self.tasks.spawn("http/1.1 connection", async move {
             let _ = connection.await;
@@ -141,18 +176,19 @@ impl Connector {
         Ok(Channel::Http1 {
             sender,
             born: Instant::now(),
+            peer,
         })
     }
 
-    async fn http2(&self, io: impl Read + Write + Send + Unpin + 'static) -> Result<Channel, Failure> {
+    async fn http2(&self, io: impl Io, peer: SocketAddr, trace: &mut Trace) -> Result<Channel, Failure> {
         let (sender, connection) = http2::Builder::new(OnGroup(self.tasks.clone()))
             .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-            .handshake(io)
+            .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| Failure::of_exchange(&error))?;
+            .map_err(|error| trace.fail(Failure::of_exchange(&error), InFull(&error)))?;
         let stop = self.tasks.token().clone();
         self.tasks.spawn("http/2 connection", async move {
             let _ = stop.run_until_cancelled(connection).await;
@@ -160,16 +196,17 @@ impl Connector {
         Ok(Channel::Http2(Shared {
             sender,
             born: Instant::now(),
+            peer,
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
         }))
     }
 }
 
 /// Whom the certificate must be for.
-fn server_name(host: &egress::Host) -> Result<ServerName<'static>, Failure> {
+fn server_name(host: &egress::Host) -> Option<ServerName<'static>> {
     match host {
-        egress::Host::Address(address) => Ok(ServerName::IpAddress((*address).into())),
-        egress::Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Failure::Receiver(Reason::Tls)),
+        egress::Host::Address(address) => Some(ServerName::IpAddress((*address).into())),
+        egress::Host::Name(name) => ServerName::try_from(name.clone()).ok(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Why there was no answer, from the errors of the layers below.
 
 use std::error::Error as _;
+use std::fmt;
 use std::io;
 
 use crate::attempt::Reason;
@@ -49,6 +50,21 @@ impl Failure {
         }
         let ended = error.is_incomplete_message() || error.is_canceled() || error.is_closed();
         Self::Receiver(if ended { Reason::Disconnected } else { Reason::Protocol })
+    }
+}
+
+/// What an error says, and what those that it comes from say.
+pub(super) struct InFull<'a>(pub(super) &'a dyn std::error::Error);
+
+impl fmt::Display for InFull<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(formatter, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
 }
 

@@ -16,33 +16,40 @@ mod channel;
 mod connect;
 mod failure;
 mod guard;
+mod observer;
 mod pool;
 pub mod resolve;
 pub mod tls;
+mod trace;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use http::{Response, Uri};
 use hyper::body::Incoming;
 use postrider_common::egress::{CanonicalUrl, Policy, Scheme};
 use postrider_common::id::AccountId;
+use postrider_common::model::testing;
 use postrider_common::model::webhook::HttpVersion;
 use postrider_common::net::{SharedDialer, SharedResolver};
 use postrider_common::task::Group;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use self::channel::{Channel, Message, SendError};
+pub use self::body::{BODY_PATIENCE, Kept};
+pub use self::channel::Message;
+use self::channel::{Channel, SendError};
 use self::connect::Connector;
 pub use self::failure::Failure;
 use self::pool::{Host, Key, Pool};
+pub use self::trace::{CloseUp, Trace};
 use crate::attempt::Reason;
 
 /// How long a request waits for its turn when a limit is reached. Longer than a burst lasts; much shorter than the time after which a shard's worker
 /// should look again at what is worth sending.
-const ADMISSION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const ADMISSION_PATIENCE: Duration = testing::TURN;
 
 /// How much may be under way and kept open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +89,13 @@ pub struct Target {
     authority: HeaderValue,
 }
 
+impl Target {
+    /// Whom requests name as their host.
+    pub const fn authority(&self) -> &HeaderValue {
+        &self.authority
+    }
+}
+
 /// A URL that cannot be put into a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the URL cannot be put into a request")]
@@ -92,8 +106,21 @@ pub struct InvalidTarget;
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// The first `retry-after` header.
-    pub retry_after: Option<HeaderValue>,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// What was kept of its body.
+    pub body: Kept,
+}
+
+/// How many bytes of an answer's body are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Of a 2xx.
+    pub of_success: usize,
+    /// Of any other.
+    pub of_failure: usize,
+    /// How long is waited for the body's end.
+    pub patience: Duration,
 }
 
 /// The right to have one request under way.
@@ -124,7 +151,7 @@ impl Transport {
         dialer: SharedDialer,
         resolver: SharedResolver,
         policy: Arc<Policy>,
-        tls: Arc<rustls::ClientConfig>,
+        tls: tls::Tls,
         limits: Limits,
     ) -> Self {
         let tasks = Group::default();
@@ -179,93 +206,101 @@ impl Transport {
         }
     }
 
-    /// Posts `body` and gives the answer's status. Dropping the future cuts the connection, or resets the HTTP/2 stream.
-    ///
-    /// # Errors
-    /// [`Failure`] if there was no final answer until `deadline`.
-    pub async fn post(
-        &self,
-        target: &Target,
-        headers: HeaderMap,
-        body: Bytes,
-        deadline: Instant,
-    ) -> Result<Answer, Failure> {
-        Ok(self.post_keeping(target, headers, body, 0, deadline).await?.0)
-    }
-
-    /// Posts `body`, as [`Transport::post`] does, and gives what it reads of the answer's body, up to `keep` bytes: empty if there were more.
+    /// Posts a message and gives the answer. Dropping the future cuts the connection, or resets the HTTP/2 stream.
     ///
     /// # Errors
     /// [`Failure`] if there was no final answer until `deadline`. That its body breaks off is none: the status is the answer.
-    pub async fn post_keeping(
+    pub async fn post(
         &self,
         target: &Target,
-        headers: HeaderMap,
-        body: Bytes,
-        keep: usize,
+        message: Message,
+        keep: Keep,
         deadline: Instant,
-    ) -> Result<(Answer, Bytes), Failure> {
-        let (response, channel) = timeout_at(deadline, self.exchange(target, headers, body))
-            .await
-            .map_err(|_| Failure::Receiver(Reason::Timeout))??;
-        let answer = Answer {
-            status: response.status().as_u16(),
-            retry_after: response.headers().get(RETRY_AFTER).cloned(),
+        trace: &mut Trace,
+    ) -> Result<Answer, Failure> {
+        let (response, channel) = match timeout_at(deadline, self.exchange(target, message, trace)).await {
+            Ok(answered) => answered?,
+            Err(_) => return Err(trace.late()),
         };
-        let ambiguous = is_ambiguous(response.headers());
+        let (head, body) = response.into_parts();
+        let Keep {
+            of_success,
+            of_failure,
+            patience,
+        } = keep;
+        let keep = if head.status.is_success() {
+            of_success
+        } else {
+            of_failure
+        };
         // The status is the answer; the rest is read mostly for the sake of the connection.
-        let (drained, kept) = body::drain(response.into_body(), keep, deadline).await;
-        if !ambiguous && drained == body::Drained::Whole {
+        let until = deadline.min(Instant::now() + patience);
+        let (drained, body) = body::drain(body, keep, until).await;
+        if !is_ambiguous(&head.headers) && drained == body::Drained::Whole && trace.close_up.is_none() {
             self.pool.put(&target.host, channel);
         }
-        Ok((answer, kept))
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        })
     }
 
-    /// Posts `body` and gives the answer's status and its body. For answers that matter, such as an access token.
+    /// Posts a message and gives the answer's status and its body. For answers that matter, such as an access token.
     ///
     /// # Errors
     /// [`Failure`] if there was no whole answer until `deadline`, or its body is longer than `most` bytes.
     pub async fn fetch(
         &self,
         target: &Target,
-        headers: HeaderMap,
-        body: Bytes,
+        message: Message,
         most: usize,
         deadline: Instant,
+        trace: &mut Trace,
     ) -> Result<(u16, Bytes), Failure> {
         let whole = async {
-            let (response, channel) = self.exchange(target, headers, body).await?;
+            let (response, channel) = self.exchange(target, message, trace).await?;
             let ambiguous = is_ambiguous(response.headers());
             let status = response.status().as_u16();
             let body = body::collect(response.into_body(), most).await?;
-            if !ambiguous {
+            if !ambiguous && trace.close_up.is_none() {
                 self.pool.put(&target.host, channel);
             }
             Ok((status, body))
         };
-        let answered = timeout_at(deadline, whole).await;
-        answered.map_err(|_| Failure::Receiver(Reason::Timeout))?
+        match timeout_at(deadline, whole).await {
+            Ok(answered) => answered,
+            Err(_) => Err(trace.late()),
+        }
     }
 
     async fn exchange(
         &self,
         target: &Target,
-        headers: HeaderMap,
-        body: Bytes,
+        mut message: Message,
+        trace: &mut Trace,
     ) -> Result<(Response<Incoming>, Channel), Failure> {
-        let mut message = Message { headers, body };
-        if let Some(mut channel) = self.pool.take(&target.host)
+        let alone = trace.close_up.is_some();
+        if !alone
+            && let Some(mut channel) = self.pool.take(&target.host)
             && channel.is_ready().await
         {
-            match channel.send(target, message).await {
+            match channel.send(target, message, trace).await {
                 Ok(answered) => return Ok(answered),
                 Err(SendError::Unsent(returned)) => message = returned,
                 Err(SendError::Failed(failure)) => return Err(failure),
             }
         }
-        let channel = self.connector.open(&target.host).await?;
-        channel.send(target, message).await.map_err(|error| match error {
-            SendError::Unsent(_) => Failure::Receiver(Reason::Disconnected),
+        let channel = if alone {
+            self.connector.connect(&target.host, trace).await?
+        } else {
+            self.connector.open(&target.host, trace).await?
+        };
+        channel.send(target, message, trace).await.map_err(|error| match error {
+            SendError::Unsent(_) => trace.fail(
+                Failure::Receiver(Reason::Disconnected),
+                "the connection was closed before the request was sent",
+            ),
             SendError::Failed(failure) => failure,
         })
     }

@@ -3,6 +3,7 @@
 //! Accounts share no connections: what one account's receiver does to a connection reaches nobody else. Nor do different client certificates.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -85,6 +86,7 @@ struct State {
 struct Idle {
     sender: http1::SendRequest<Body>,
     born: Instant,
+    peer: SocketAddr,
     since: Instant,
     _place: Place,
 }
@@ -218,6 +220,7 @@ impl Pool {
                 return Some(Channel::Http1 {
                     sender: idle.sender,
                     born: idle.born,
+                    peer: idle.peer,
                 });
             }
         }
@@ -226,7 +229,7 @@ impl Pool {
 
     /// Keeps a connection whose last answer was read to its end, if there is room.
     pub(super) fn put(&self, host: &Host, channel: Channel) {
-        let Channel::Http1 { sender, born } = channel else {
+        let Channel::Http1 { sender, born, peer } = channel else {
             return;
         };
         let now = Instant::now();
@@ -236,6 +239,7 @@ impl Pool {
         let idle = Idle {
             sender,
             born,
+            peer,
             since: now,
             _place: place,
         };

@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use postrider_common::client_certificate::{Invalid, certified};
-use rustls::client::{ClientConfig, Resumption};
+use rustls::client::{ClientConfig, Resumption, WebPkiServerVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, crypto::ring};
 use rustls_pki_types::CertificateDer;
@@ -36,6 +36,15 @@ pub enum TlsError {
     /// The TLS library refused.
     #[error(transparent)]
     Refused(#[from] rustls::Error),
+}
+
+/// How receivers prove who they are.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The configuration of outgoing connections.
+    pub(super) config: Arc<ClientConfig>,
+    /// Who judges certificates in it.
+    pub(super) verifier: Arc<WebPkiServerVerifier>,
 }
 
 /// A client certificate with its key.
@@ -96,7 +105,7 @@ pub(super) fn without_http2(config: &ClientConfig) -> ClientConfig {
 ///
 /// # Errors
 /// [`TlsError`].
-pub fn client_config(roots: Roots, extra_authorities: &[u8]) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn client_config(roots: Roots, extra_authorities: &[u8]) -> Result<Tls, TlsError> {
     let mut store = RootCertStore::empty();
     match roots {
         Roots::BuiltIn => store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
@@ -116,10 +125,19 @@ pub fn client_config(roots: Roots, extra_authorities: &[u8]) -> Result<Arc<Clien
     if store.is_empty() {
         return Err(TlsError::NoRoots);
     }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
+        .build()
+        .map_err(|_| TlsError::NoRoots)?;
+    // The verifier that the builder would make of the roots by itself; a test needs to have it.
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(store)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&verifier) as _)
         .with_no_client_auth();
     config.alpn_protocols = vec![H2.to_vec(), HTTP_1_1.to_vec()];
-    Ok(Arc::new(config))
+    Ok(Tls {
+        config: Arc::new(config),
+        verifier,
+    })
 }

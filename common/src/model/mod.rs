@@ -9,5 +9,6 @@ pub mod event_type;
 pub mod failing;
 pub mod operational;
 pub mod segment;
+pub mod testing;
 pub mod usage;
 pub mod webhook;

@@ -165,6 +165,7 @@ async fn carry_out(deps: &Deps, task: &Task) {
                 | Error::StoreFull
                 | Error::OutcomeUnknown(_)
                 | Error::Contended
+                | Error::Unserved { .. }
                 | Error::Stopping),
             ) => {
                 tracing::debug!(error = error.message(), "an operational event waits");

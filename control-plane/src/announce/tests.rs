@@ -177,7 +177,7 @@ async fn die(store: &MemoryStore, number: u64, name: &str) {
     };
     let state = DeliveryState {
         alone: false,
-        sequence: 0,
+        ..DeliveryState::default()
         attempts: 1,
         due: NOW,
         reason: "TIMEOUT".into(),

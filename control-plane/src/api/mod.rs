@@ -24,7 +24,9 @@ pub(crate) mod publish_service;
 pub(crate) mod server;
 mod signing_secret;
 pub(crate) mod status;
+mod test_webhook;
 mod text_rules;
+mod transcript;
 pub(crate) mod url_rules;
 mod webhook_fields;
 mod webhook_rules;
@@ -54,6 +56,7 @@ use url_rules::UrlCheck;
 
 use crate::catalog::edit::Edit;
 use crate::cell::Cell;
+use crate::testing::Tests;
 
 /// Most bytes of one request message: 1,000 events with 1 MiB of bodies and their other fields fit four times.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -83,6 +86,8 @@ pub(crate) struct Deps {
     pub(crate) cell: Cell,
     /// This replica.
     pub(crate) control_plane: ControlPlaneId,
+    /// Tests webhooks.
+    pub(crate) tests: Tests,
     /// Judges listener URLs.
     pub(crate) urls: UrlCheck,
     /// Waits for this replica's webhooks.

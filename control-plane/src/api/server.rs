@@ -35,6 +35,12 @@ const KEEP_ALIVE_FOR: Duration = Duration::from_secs(10);
 /// the message it announced does not hold its place for long.
 const CALL_FOR: Duration = Duration::from_secs(30);
 
+/// The call that lasts as long as a receiver takes, twice if an agent dies: its own deadlines end it before.
+const TEST_WEBHOOK: &str = "/postrider.v1.WebhookService/TestWebhook";
+
+/// How long it may take: twice the longest timeout of a webhook, and what [`crate::testing`] adds to it.
+const TEST_FOR: Duration = Duration::from_secs(2 * 60 + 30);
+
 /// A server with the limits that every listener of the API has, and [`StatusLayer`].
 pub(crate) fn server_builder() -> Server<Stack<StatusLayer, Identity>> {
     Server::builder()
@@ -81,9 +87,14 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let limit = if request.uri().path() == TEST_WEBHOOK {
+            TEST_FOR
+        } else {
+            CALL_FOR
+        };
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
-            match tokio::time::timeout(CALL_FOR, answer).await {
+            match tokio::time::timeout(limit, answer).await {
                 Ok(Ok(answer)) => Ok(judge(answer?)),
                 Ok(Err(_)) => {
                     tracing::error!("a call panicked");

@@ -16,6 +16,9 @@ pub(crate) const DOMAIN: &str = "postrider";
 /// How long callers should wait when the store is away: a leader change of etcd takes about this long.
 const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// How long callers should wait when no agent is there: an agent that died is started again, or another one, in about the life of its lease.
+const AGENT_RETRY_DELAY: Duration = Duration::from_secs(5);
+
 /// How long callers should wait when the store is full: it takes deliveries and a compaction to make room.
 const FULL_RETRY_DELAY: Duration = Duration::from_secs(10);
 
@@ -144,6 +147,13 @@ pub(crate) enum Error {
     StoreFull,
     /// It is not known whether the write was applied: UNAVAILABLE; repeat with the same request id.
     OutcomeUnknown(String),
+    /// Whoever should do it is away: UNAVAILABLE.
+    Unserved {
+        /// Stable, upper-case.
+        reason: &'static str,
+        /// For people.
+        description: &'static str,
+    },
     /// The server is stopping: UNAVAILABLE, nothing was done.
     Stopping,
     /// A bug, or a store that something else wrote to: INTERNAL.
@@ -179,7 +189,7 @@ impl Error {
             Self::EtagMismatch { .. } | Self::Contended => Code::Aborted,
             Self::WrongState { .. } => Code::FailedPrecondition,
             Self::Quota { .. } | Self::StoreFull => Code::ResourceExhausted,
-            Self::StoreAway(_) | Self::OutcomeUnknown(_) | Self::Stopping => Code::Unavailable,
+            Self::StoreAway(_) | Self::OutcomeUnknown(_) | Self::Unserved { .. } | Self::Stopping => Code::Unavailable,
             Self::Bug(_) => Code::Internal,
         }
     }
@@ -189,7 +199,10 @@ impl Error {
         match self {
             Self::Invalid(_) => "INVALID_REQUEST",
             Self::NotFound { .. } => "RESOURCE_NOT_FOUND",
-            Self::Exists { reason, .. } | Self::WrongState { reason, .. } | Self::Quota { reason, .. } => reason,
+            Self::Exists { reason, .. }
+            | Self::WrongState { reason, .. }
+            | Self::Quota { reason, .. }
+            | Self::Unserved { reason, .. } => reason,
             Self::EtagMismatch { .. } => "ETAG_MISMATCH",
             Self::Contended => "CONTENDED",
             Self::StoreAway(_) => "STORE_AWAY",
@@ -240,6 +253,7 @@ impl Error {
             Self::OutcomeUnknown(_) => {
                 "the store did not say whether it was done; repeat with the same request_id".into()
             }
+            Self::Unserved { description, .. } => (*description).to_owned(),
             Self::Stopping => "this server is stopping; nothing was done".into(),
             Self::Bug(_) => "internal error".into(),
         }
@@ -251,6 +265,7 @@ impl Error {
             Self::Quota { retry_after, .. } => *retry_after,
             Self::StoreAway(_) | Self::OutcomeUnknown(_) | Self::Stopping | Self::Contended => Some(STORE_RETRY_DELAY),
             Self::StoreFull => Some(FULL_RETRY_DELAY),
+            Self::Unserved { .. } => Some(AGENT_RETRY_DELAY),
             Self::Invalid(_)
             | Self::NotFound { .. }
             | Self::Exists { .. }
@@ -309,6 +324,7 @@ impl From<Error> for Status {
             | Error::StoreAway(_)
             | Error::StoreFull
             | Error::OutcomeUnknown(_)
+            | Error::Unserved { .. }
             | Error::Stopping
             | Error::Bug(_) => {}
         }

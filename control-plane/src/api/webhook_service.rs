@@ -72,6 +72,13 @@ impl WebhookService for Webhooks {
     ) -> Result<Response<v1::Webhook>, Status> {
         Ok(Response::new(self.rotate(request.into_inner()).await?))
     }
+
+    async fn test_webhook(
+        &self,
+        request: Request<v1::TestWebhookRequest>,
+    ) -> Result<Response<v1::TestWebhookResponse>, Status> {
+        Ok(Response::new(self.test(request.into_inner()).await?))
+    }
 }
 
 impl Webhooks {
@@ -183,13 +190,13 @@ impl Webhooks {
         Ok(convert::webhook(&written.value, self.0.clock.now()))
     }
 
-    fn new_id(&self) -> WebhookId {
+    pub(super) fn new_id(&self) -> WebhookId {
         let text = format!("wh-{:016x}", self.0.entropy.next_u64());
         #[allow(clippy::expect_used)] // Letters, a hyphen and digits.
         WebhookId::new(&text).expect("a generated id is valid")
     }
 
-    fn build(&self, account: &AccountId, id: WebhookId, draft: Draft) -> Webhook {
+    pub(super) fn build(&self, account: &AccountId, id: WebhookId, draft: Draft) -> Webhook {
         let now = self.0.clock.now();
         let present = Webhook {
             account: account.clone(),

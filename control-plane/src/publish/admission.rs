@@ -111,6 +111,30 @@ pub(crate) fn admit(request: Request, now: Timestamp, entropy: &dyn Entropy) -> 
     }
 }
 
+/// Checks one event that is not published, in the field `event` of a request. `None` if there is a mistake, in the event or in the account.
+pub(crate) fn lone(
+    event: v1::Event,
+    account: Option<&AccountId>,
+    now: Timestamp,
+    entropy: &dyn Entropy,
+    violations: &mut Violations,
+) -> Option<Event> {
+    let mut check = Check {
+        now,
+        entropy,
+        traceparent: None,
+        violations: Violations::default(),
+        bodies: 0,
+        name: None,
+    };
+    let event = check.event(0, event, account);
+    for mistake in check.violations.iter() {
+        let field = mistake.field.replacen("events[0]", "event", 1);
+        violations.add(field, mistake.reason, mistake.description.clone());
+    }
+    event
+}
+
 /// The caller's trace context, if `text` is one: W3C Trace Context, version 00.
 pub(crate) fn traceparent(text: &str) -> Option<Arc<str>> {
     let hex = |part: &str, length: usize| {

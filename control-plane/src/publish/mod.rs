@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::status::{Error, Violations};
 use crate::catalog::Catalog;
 use crate::catalog::dedupe::DedupeLease;
-pub(crate) use admission::{Request, traceparent};
+pub(crate) use admission::{Request, lone, traceparent};
 pub(crate) use batch::Answer;
 pub(crate) use queue::{Outcome, Published};
 pub(crate) use writer::Counters;

@@ -15,12 +15,12 @@ use postrider_common::store::lease::Held;
 use postrider_common::store::memory::{Fault, MemoryStore};
 use postrider_common::store::{Op, Revision, Store as _, Write, list_all};
 use postrider_common::task::Group;
-use postrider_common::time::Clock as _;
+use postrider_common::time::{Clock as _, Timestamp};
 use postrider_common::wire::stored;
 use tokio::time::Instant;
 
 use super::{TestClock, event, segment, uid, webhook};
-use crate::attempt::{Attempt, Outcome, Reason, Sender};
+use crate::attempt::{Attempt, Evidence, Made, Outcome, Reason, Sender};
 use crate::catalog::Catalog;
 use crate::shard::{Deps, Limits, Running, Shards, Tenure, Work as _};
 
@@ -62,7 +62,7 @@ impl Receiver {
 
 #[async_trait]
 impl Sender for Receiver {
-    async fn send(&self, attempt: Attempt) -> Outcome {
+    async fn send(&self, attempt: Attempt) -> Made {
         let sent = &attempt.events[0];
         let call = (
             attempt.webhook.id.as_str().to_owned(),
@@ -77,7 +77,10 @@ impl Sender for Receiver {
         };
         tokio::time::sleep(pause).await;
         self.answered.lock().unwrap().push((call, outcome.clone()));
-        outcome
+        Made {
+            outcome,
+            evidence: Evidence::none(Timestamp::default()),
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use super::feed::{self, Feed, Found, Got};
 use super::ledger::Pen;
 use super::shards::{Command, Shards};
 use super::state::{AttemptId, Start, State};
-use crate::attempt::{Attempt, Outcome, Sent};
+use crate::attempt::{Attempt, Evidence, Made, Outcome, Sent};
 use crate::catalog::Changed;
 use crate::suspension;
 
@@ -79,7 +79,7 @@ pub(super) struct Worker {
     purse: Arc<Purse>,
     wake: Arc<Notify>,
     feed: Feed,
-    attempts: JoinSet<(AttemptId, Outcome)>,
+    attempts: JoinSet<(AttemptId, Made)>,
     reads: JoinSet<Read>,
     queue_reads: usize,
     loads: VecDeque<Load>,
@@ -322,26 +322,31 @@ impl Worker {
                 Poll::Ready(())
             }
         });
+        let now = self.now();
+        let not_made = move |why: &str| Made {
+            outcome: Outcome::NotMade { why: why.to_owned() },
+            evidence: Evidence::none(now),
+        };
         self.attempts.spawn(async move {
             let (_permit, _counted) = (permit, counted);
-            let outcome = tokio::select! {
+            let made = tokio::select! {
                 biased;
-                () = over => Outcome::NotMade { why: "the lease is not certain to live".into() },
-                made = AssertUnwindSafe(sender.send(attempt)).catch_unwind() => made.unwrap_or_else(|_| Outcome::NotMade {
-                    why: "the attempt panicked".into(),
-                }),
+                () = over => not_made("the lease is not certain to live"),
+                made = AssertUnwindSafe(sender.send(attempt)).catch_unwind() => {
+                    made.unwrap_or_else(|_| not_made("the attempt panicked"))
+                }
             };
-            (id, outcome)
+            (id, made)
         });
     }
 
     /// Takes in all attempts that have ended: one wake-up is often for several.
-    fn attempts_ended(&mut self, first: Result<(AttemptId, Outcome), tokio::task::JoinError>) {
+    fn attempts_ended(&mut self, first: Result<(AttemptId, Made), tokio::task::JoinError>) {
         let now = self.now();
         let mut next = Some(first);
         while let Some(ended) = next {
             match ended {
-                Ok((id, outcome)) => self.attempt_ended(id, outcome, now),
+                Ok((id, made)) => self.attempt_ended(id, made, now),
                 Err(error) if error.is_cancelled() => {}
                 Err(error) => tracing::error!(%error, shard = %self.tenure.shard, "an attempt was lost"),
             }
@@ -349,7 +354,9 @@ impl Worker {
         }
     }
 
-    fn attempt_ended(&mut self, id: AttemptId, outcome: Outcome, now: Timestamp) {
+    /// Takes in an attempt that has ended. Its outcome decides what follows; its evidence is for people.
+    fn attempt_ended(&mut self, id: AttemptId, made: Made, now: Timestamp) {
+        let Made { outcome, evidence: _ } = made;
         let fraction = match &outcome {
             Outcome::Failed { .. } | Outcome::Partial { .. } => self.shards.deps.entropy.fraction(),
             Outcome::NotMade { why } => {

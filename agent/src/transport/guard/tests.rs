@@ -87,7 +87,8 @@ impl Bench {
             Ok(address) => egress::Host::Address(address),
             Err(_) => egress::Host::Name(host.to_owned()),
         };
-        self.guard.connect(&host, 443).await.map(|connection| connection.peer)
+        let connected = self.guard.connect(&host, 443, &mut Trace::default()).await;
+        connected.map(|connection| connection.peer)
     }
 
     fn dialled(&self) -> Vec<String> {
@@ -179,7 +180,8 @@ async fn a_forbidden_port_is_not_dialled() {
     let bench = Bench::new(Policy::default(), Dials::Succeeds, vec![found(&["8.8.8.8"])]);
     let host = egress::Host::Name("a.example.com".to_owned());
     for port in [0, 22, 25, 6379] {
-        assert_eq!(bench.guard.connect(&host, port).await.err(), Some(BLOCKED));
+        let connected = bench.guard.connect(&host, port, &mut Trace::default()).await;
+        assert_eq!(connected.err(), Some(BLOCKED));
     }
     assert_eq!(bench.dialled(), [""; 0]);
 }

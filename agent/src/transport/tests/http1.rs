@@ -235,7 +235,10 @@ async fn a_connection_that_was_closed_while_idle_fails_no_attempt() {
     let sender = sender(Arc::new(dialer), Names::none(), loopback(), b"", Limits::default());
     for _ in 0..100 {
         assert_eq!(
-            sender.send(attempt(&to("127.0.0.1:8080".parse().unwrap()))).await,
+            sender
+                .send(attempt(&to("127.0.0.1:8080".parse().unwrap())))
+                .await
+                .outcome,
             delivered(200)
         );
     }
@@ -258,8 +261,8 @@ async fn a_request_that_the_receiver_has_seen_is_never_sent_again() {
     };
     let sender = sender(Arc::new(dialer), Names::none(), loopback(), b"", Limits::default());
     let hook = to("127.0.0.1:8080".parse().unwrap());
-    assert_eq!(sender.send(attempt(&hook)).await, delivered(200));
-    assert_eq!(sender.send(attempt(&hook)).await, failed(Reason::Disconnected));
+    assert_eq!(sender.send(attempt(&hook)).await.outcome, delivered(200));
+    assert_eq!(sender.send(attempt(&hook)).await.outcome, failed(Reason::Disconnected));
     assert_eq!(seen.recv().await, Some(2));
     assert!(seen.try_recv().is_err());
 }
@@ -284,7 +287,7 @@ async fn idle_and_old_connections_are_closed() {
     };
     let sender = sender(Arc::new(dialer), Names::none(), loopback(), b"", Limits::default());
     let hook = to("127.0.0.1:8080".parse().unwrap());
-    assert_eq!(sender.send(attempt(&hook)).await, delivered(200));
+    assert_eq!(sender.send(attempt(&hook)).await.outcome, delivered(200));
     let (served, seconds) = lives.recv().await.unwrap();
     assert!(
         served == 1 && (30..=36).contains(&seconds),
@@ -294,7 +297,7 @@ async fn idle_and_old_connections_are_closed() {
     let (served, seconds) = loop {
         tokio::select! {
             life = lives.recv() => break life.unwrap(),
-            _ = ticks.tick() => assert_eq!(sender.send(attempt(&hook)).await, delivered(200)),
+            _ = ticks.tick() => assert_eq!(sender.send(attempt(&hook)).await.outcome, delivered(200)),
         }
     };
     assert!(
@@ -319,8 +322,8 @@ async fn requests_beyond_the_limit_wait_for_their_turn_and_then_are_not_made() {
     let sender = sender(Arc::new(dialer), Names::none(), loopback(), b"", limits);
     let hook = to("127.0.0.1:8080".parse().unwrap());
     let start = Instant::now();
-    let (first, second) = tokio::join!(sender.send(attempt(&hook)), async {
-        let outcome = sender.send(attempt(&hook)).await;
+    let (first, second) = tokio::join!(async { sender.send(attempt(&hook)).await.outcome }, async {
+        let outcome = sender.send(attempt(&hook)).await.outcome;
         (outcome, start.elapsed())
     });
     assert_eq!(first, failed(Reason::Timeout));

@@ -10,10 +10,10 @@ use tokio_rustls::server::TlsStream;
 use super::tls::Authority;
 use super::*;
 
-type Stream = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
+pub(super) type Stream = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
 
 /// Serves HTTP/2 with `handle` for each connection. Gives a bench that believes it, and its webhook.
-async fn serve_http2<F, H>(group: &Group, handle: H) -> (Bench, Arc<Webhook>)
+pub(super) async fn serve_http2<F, H>(group: &Group, handle: H) -> (Bench, Arc<Webhook>)
 where
     F: Future<Output = ()> + Send + 'static,
     H: Fn(usize, Stream) -> F + Clone + Send + Sync + 'static,
@@ -43,7 +43,7 @@ where
     (bench, hook)
 }
 
-fn answer(respond: &mut SendResponse<Bytes>, status: u16) {
+pub(super) fn answer(respond: &mut SendResponse<Bytes>, status: u16) {
     let response = http::Response::builder().status(status).body(()).unwrap();
     respond.send_response(response, true).unwrap();
 }

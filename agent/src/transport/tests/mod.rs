@@ -1,5 +1,7 @@
 //! Tests of the way out, with real sockets on loopback and receivers that do as they please.
 
+mod close_up;
+mod evidence;
 mod hostile;
 mod http1;
 mod http2;
@@ -16,8 +18,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use postrider_common::egress::Policy;
 use postrider_common::entropy::SystemEntropy;
-use postrider_common::id::{AccountId, EventId, EventName, Uid, WebhookId};
+use postrider_common::id::{AccountId, AgentId, EventId, EventName, Uid, WebhookId};
 use postrider_common::model::segment::Event;
+use postrider_common::model::testing::{Test, Transcript};
 use postrider_common::model::webhook::{Auth, SigningSecret, Webhook, WhenInactive};
 use postrider_common::net::{Connection, Dialer, ResolveError, Resolver, TcpDialer};
 use postrider_common::retry;
@@ -32,7 +35,7 @@ use tokio::time::{Instant, timeout};
 use super::Limits;
 use super::tls::{Roots, client_config};
 use crate::attempt::sender::{Deps, HttpSender};
-use crate::attempt::{Attempt, Outcome, Reason, Sender as _, Sent};
+use crate::attempt::{Attempt, Made, Outcome, Reason, Sender as _, Sent};
 
 /// How long a test waits for what must happen.
 const SOON: Duration = Duration::from_secs(10);
@@ -116,9 +119,28 @@ impl Bench {
     }
 
     async fn send(&self, webhook: &Arc<Webhook>) -> Outcome {
+        self.make(webhook).await.outcome
+    }
+
+    async fn test(&self, webhook: &Arc<Webhook>) -> Transcript {
+        let agent = AgentId::new("agent-1").unwrap();
+        timeout(SOON * 2, self.sender.test(&agent, test_of(webhook)))
+            .await
+            .expect("a test ends")
+    }
+
+    async fn make(&self, webhook: &Arc<Webhook>) -> Made {
         timeout(SOON * 2, self.sender.send(attempt(webhook)))
             .await
             .expect("an attempt ends")
+    }
+}
+
+/// The test of `webhook` with the event of [`attempt`].
+fn test_of(webhook: &Arc<Webhook>) -> Test {
+    Test {
+        webhook: Webhook::clone(webhook),
+        event: Event::clone(&attempt(webhook).events[0].event),
     }
 }
 

@@ -5,13 +5,13 @@ use postrider_common::model::auth::{ClientAuthentication, OAuth2, place};
 use super::*;
 
 /// The answer that grants a token.
-fn granting(token: &str, seconds: u32) -> Bytes {
+pub(super) fn granting(token: &str, seconds: u32) -> Bytes {
     let body = format!("{{\"access_token\":\"{token}\",\"token_type\":\"Bearer\",\"expires_in\":{seconds}}}");
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into()
 }
 
 /// A token endpoint: answers number n with `answer(n)`, and tells what it was asked.
-async fn endpoint(
+pub(super) async fn endpoint(
     group: &Group,
     answer: impl Fn(usize) -> Bytes + Send + Sync + 'static,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<Request>) {
@@ -38,7 +38,7 @@ async fn endpoint(
 }
 
 /// A webhook whose tokens are had at `tokens`.
-fn hook(receiver: SocketAddr, tokens: &str) -> Arc<Webhook> {
+pub(super) fn hook(receiver: SocketAddr, tokens: &str) -> Arc<Webhook> {
     let (ring, entropy) = keyring();
     let mut hook = webhook(&format!("http://{receiver}/"));
     let context = Webhook::seal_context(&hook.account, &hook.uid, place::CLIENT_SECRET);
@@ -53,7 +53,7 @@ fn hook(receiver: SocketAddr, tokens: &str) -> Arc<Webhook> {
     Arc::new(hook)
 }
 
-fn all<T>(queue: &mut mpsc::UnboundedReceiver<T>) -> Vec<T> {
+pub(super) fn all<T>(queue: &mut mpsc::UnboundedReceiver<T>) -> Vec<T> {
     std::iter::from_fn(|| queue.try_recv().ok()).collect()
 }
 

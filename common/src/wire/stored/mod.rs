@@ -5,6 +5,7 @@
 mod auth;
 mod command;
 mod progress;
+mod testing;
 mod usage;
 mod webhook;
 
@@ -26,6 +27,7 @@ use crate::time::Timestamp;
 
 pub use command::{decode_command, encode_command};
 pub use progress::{Progress, decode_progress, encode_progress};
+pub use testing::{decode_test, decode_transcript, encode_test, encode_transcript};
 use usage::usage_entry;
 pub use usage::{decode_usage, encode_usage};
 pub use webhook::{decode_webhook, encode_webhook, suspend_webhook};

@@ -9,6 +9,7 @@ mod rotation;
 mod signatures;
 mod stories;
 mod suspension;
+mod test_webhook;
 mod wire;
 
 use std::num::NonZeroU16;
@@ -34,6 +35,7 @@ use tonic_types::StatusExt as _;
 
 use super::*;
 use crate::catalog::dedupe::DedupeLease;
+use crate::testing;
 
 /// A server over a store in memory, and clients of it.
 struct Server {
@@ -63,7 +65,17 @@ async fn serve() -> Server {
     let clock: SharedClock = Arc::new(SystemClock);
     let dedupe = Arc::new(DedupeLease::new(Arc::clone(&shared)));
     let edit = Edit::new(Arc::clone(&shared), Arc::clone(&clock), Arc::clone(&entropy), dedupe);
+    let group = Group::default();
+    let tests = Tests::spawn(
+        &group,
+        testing::Deps {
+            store: Arc::clone(&shared),
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+        },
+    );
     let deps = Deps {
+        tests,
         store: shared,
         clock,
         keyring: Arc::new(Keyring::parse(&Keyring::generate(&*entropy)).unwrap()),
@@ -92,7 +104,6 @@ async fn serve() -> Server {
     let api = routes(deps).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let group = Group::default();
     group.spawn("server", async move {
         server::server_builder()
             .add_routes(api.routes)

@@ -22,6 +22,7 @@ mod payload;
 mod publish;
 mod publish_checks;
 mod reflection;
+mod sequence;
 mod standalone;
 mod test_webhook;
 mod unwell;

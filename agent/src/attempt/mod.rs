@@ -13,6 +13,7 @@ pub mod sender;
 pub mod verdict;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct Attempt {
     pub id: String,
     /// Which attempt it is, from 1.
     pub number: u32,
+    /// The event's number among those of the webhook, if they are numbered.
+    pub sequence: Option<NonZeroU64>,
 }
 
 /// One event of an attempt.

@@ -143,7 +143,14 @@ fn message(
     let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
     let mut headers = prepared.headers.clone();
     let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)?;
-    request::add_attempt_headers(&mut headers, &attempt.id, attempt.number, now, traceparent)?;
+    request::add_attempt_headers(
+        &mut headers,
+        &attempt.id,
+        attempt.number,
+        attempt.sequence,
+        now,
+        traceparent,
+    )?;
     prepared
         .credentials
         .apply(&mut headers, &attempt.id, now, &body, token)?;
@@ -171,6 +178,7 @@ impl HttpSender {
                 event: Arc::new(event),
             }],
             number: 1,
+            sequence: None,
         };
         let mut notes = Notes::new(self.clock.now(), Trace::close_up());
         let outcome = self.attempt(&attempt, &mut notes).await;

@@ -44,6 +44,7 @@ fn webhook() -> Webhook {
         http_version: HttpVersion::Negotiated,
         payload_format: PayloadFormat::Envelope,
         rate_limit: None,
+        numbered: false,
         retry: postrider_common::retry::Policy::default(),
         headers: Vec::new(),
         labels: std::collections::BTreeMap::new(),

@@ -113,6 +113,7 @@ fn test(receiver: SocketAddr) -> Test {
             payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
             batching: postrider_common::model::batching::Batching::default(),
             rate_limit: None,
+            numbered: false,
             suspension: None,
             timeout: None,
             retry: postrider_common::retry::Policy::default(),

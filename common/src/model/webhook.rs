@@ -61,6 +61,8 @@ pub struct Webhook {
     pub batching: Batching,
     /// How fast requests may go; `None` means without limit.
     pub rate_limit: Option<RateLimit>,
+    /// Its events are numbered, and requests carry the number.
+    pub numbered: bool,
     /// When failed deliveries are tried again.
     pub retry: retry::Policy,
     /// Extra headers of every request: name (lower case) and value.

@@ -83,6 +83,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
                 HttpVersion::Http2 => v1::delivery_options::HttpVersion::Http2,
             }
             .into(),
+            sequence_header: webhook.numbered,
             rate_limit: webhook.rate_limit.map(|limit| v1::RateLimit {
                 per_second: limit.per_second(),
                 burst: number(limit.burst().get()),

@@ -137,6 +137,7 @@ pub(crate) const FIELDS: Fields<Webhook> = Fields {
         nested!(delivery.rate_limit),
         nested!(delivery.timeout),
         nested!(delivery.http_version),
+        nested!(delivery.sequence_header),
         whole!(retry),
         nested!(retry.max_attempts),
         nested!(retry.initial_delay),

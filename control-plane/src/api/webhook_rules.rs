@@ -46,6 +46,7 @@ pub(crate) struct Draft {
     pub(crate) payload_format: PayloadFormat,
     pub(crate) batching: Batching,
     pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) numbered: bool,
     pub(crate) retry: retry::Policy,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -94,6 +95,7 @@ pub(crate) fn check(
     };
     let batching = batching_rules::check(&delivery, payload_format, violations);
     let rate_limit = check_rate_limit(delivery.rate_limit, violations);
+    let numbered = check_numbered(&delivery, violations);
     let (max_in_flight, timeout) = check_delivery(delivery, violations);
     Draft {
         target_url,
@@ -106,6 +108,7 @@ pub(crate) fn check(
         payload_format,
         batching,
         rate_limit,
+        numbered,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
         headers: header_rules::check("webhook.headers", &message.headers, &auth.headers(), violations),
         auth,
@@ -178,6 +181,17 @@ fn check_delivery(
             .filter(|most| *most != DEFAULT_MAX_IN_FLIGHT),
         timeout.filter(|timeout| *timeout != DEFAULT_TIMEOUT),
     )
+}
+
+/// A number stands for one event, so that it needs requests with one event.
+fn check_numbered(delivery: &v1::DeliveryOptions, violations: &mut Violations) -> bool {
+    if delivery.sequence_header
+        && (delivery.mode != i32::from(v1::delivery_options::Mode::RealTime) || delivery.max_events > 1)
+    {
+        let rule = "needs mode REAL_TIME and max_events 1: a number stands for one event";
+        violations.add("webhook.delivery.sequence_header", "INCOMPATIBLE", rule);
+    }
+    delivery.sequence_header
 }
 
 fn check_rate_limit(limit: Option<v1::RateLimit>, violations: &mut Violations) -> Option<RateLimit> {

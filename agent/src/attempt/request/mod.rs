@@ -3,6 +3,7 @@
 mod cloudevents;
 
 use std::io::Write as _;
+use std::num::NonZeroU64;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -19,6 +20,9 @@ pub const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 pub const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 /// Which attempt it is, from 1.
 pub const WEBHOOK_ATTEMPT: HeaderName = HeaderName::from_static("webhook-attempt");
+
+/// The event's number among those of the webhook, if they are numbered.
+pub const WEBHOOK_SEQUENCE: HeaderName = HeaderName::from_static("webhook-sequence");
 /// The publisher's trace context (W3C).
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -179,6 +183,7 @@ pub fn add_attempt_headers(
     headers: &mut HeaderMap,
     id: &str,
     number: u32,
+    sequence: Option<NonZeroU64>,
     now: Timestamp,
     traceparent: Option<&str>,
 ) -> Result<(), InvalidHeader> {
@@ -186,6 +191,9 @@ pub fn add_attempt_headers(
     headers.insert(WEBHOOK_ID, id);
     headers.insert(WEBHOOK_TIMESTAMP, now.as_seconds().into());
     headers.insert(WEBHOOK_ATTEMPT, number.into());
+    if let Some(sequence) = sequence {
+        headers.insert(WEBHOOK_SEQUENCE, sequence.get().into());
+    }
     if let Some(value) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
         headers.insert(TRACEPARENT, value);
     }

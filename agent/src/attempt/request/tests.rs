@@ -1,5 +1,7 @@
 //! Tests of bodies and headers.
 
+use std::num::NonZeroU64;
+
 use std::sync::Arc;
 
 use postrider_common::id::{EventId, EventName};
@@ -125,6 +127,7 @@ fn the_headers_of_an_attempt_are_these() {
         &mut headers,
         "evt_1",
         3,
+        NonZeroU64::new(7),
         now,
         Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     )
@@ -141,6 +144,7 @@ fn the_headers_of_an_attempt_are_these() {
         ("webhook-id", "evt_1"),
         ("webhook-timestamp", "1727414643"),
         ("webhook-attempt", "3"),
+        ("webhook-sequence", "7"),
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ];
     for pair in expected {
@@ -155,8 +159,8 @@ fn what_is_no_header_is_refused_without_repeating_its_value() {
     assert_eq!(error.to_string(), "the header x-key cannot be sent");
     assert!(base_headers(&[("x y".to_owned(), "v".to_owned())]).is_err());
     let mut headers = HeaderMap::new();
-    assert!(add_attempt_headers(&mut headers, "a\nb", 1, Timestamp::default(), None).is_err());
-    add_attempt_headers(&mut headers, "a", 1, Timestamp::default(), Some("bad\r\nvalue")).unwrap();
+    assert!(add_attempt_headers(&mut headers, "a\nb", 1, None, Timestamp::default(), None).is_err());
+    add_attempt_headers(&mut headers, "a", 1, None, Timestamp::default(), Some("bad\r\nvalue")).unwrap();
     assert!(!headers.contains_key(TRACEPARENT));
 }
 

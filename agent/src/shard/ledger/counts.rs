@@ -124,6 +124,12 @@ impl Counts {
         Self { totals, unfolded }
     }
 
+    /// The totals of webhooks that number their deliveries.
+    pub fn numbered(&self) -> impl Iterator<Item = (Name, Usage)> {
+        let numbered = self.totals.iter().filter(|(_, usage)| usage.sequence > 0);
+        numbered.map(|(name, usage)| (name.clone(), usage.clone()))
+    }
+
     /// Operations that write totals to keys of their own, `room` at most, if many stand in the progress.
     pub fn fold(&self, shard: ShardId, room: usize) -> (Vec<Op>, Changed) {
         let count = if self.unfolded.len() < FOLD_FROM {

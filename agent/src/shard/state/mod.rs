@@ -3,9 +3,11 @@
 //! Every delivery that was loaded ends exactly once for its source, with one record: over (delivered, dropped) or moved (parked, dead).
 
 mod batch;
+mod numbers;
 mod outcome;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
+use self::numbers::Numbers;
 use crate::shard::counters::Tally;
 use crate::shard::delivery::{
     Delivery, Destination, Effects, End, Known, Load, Moved, Place, Record, Source, SourceId,
@@ -50,6 +53,8 @@ pub struct Start {
     pub id: Arc<str>,
     /// Which attempt of this delivery, from 1.
     pub number: u32,
+    /// Its number among the webhook's deliveries, if they are numbered.
+    pub sequence: Option<NonZeroU64>,
 }
 
 struct Flight {
@@ -73,6 +78,7 @@ pub struct State {
     epoch: Revision,
     batches: u64,
     suspend_after: Duration,
+    numbers: Numbers,
     /// Deliveries of each source that have not ended. Never iterated: its order means nothing.
     open: HashMap<SourceId, usize>,
     /// What happened since the shell last took it.
@@ -96,6 +102,7 @@ impl State {
             epoch,
             batches: 0,
             suspend_after,
+            numbers: Numbers::default(),
             open: HashMap::new(),
             tally: Tally::default(),
         }
@@ -287,6 +294,7 @@ impl State {
             webhook: webhook.clone(),
             id: first.batch.clone().unwrap_or_else(|| first.event.id.as_str().into()),
             number: first.state.attempts.saturating_add(1),
+            sequence: NonZeroU64::new(first.state.sequence).filter(|_| webhook.numbered && first.batch.is_none()),
             events: deliveries.iter().map(|delivery| delivery.event.clone()).collect(),
         };
         self.lane(at)?.started(&webhook, now);
@@ -321,6 +329,12 @@ impl State {
                 self.park_gathering(at, delivery, due, effects);
             }
             return;
+        }
+        let numbers = matches!(place, Place::Queue(_)) && lane.active().is_some_and(|webhook| webhook.numbered);
+        if numbers && delivery.state.sequence == 0 {
+            delivery.state.due = delivery.state.due.max(now).max(delivery.event.ready_time());
+            delivery.state.sequence = self.numbers.next(&delivery.origin);
+            return self.park(at, delivery, effects);
         }
         let fits = match place {
             Place::Queue(_) => {

@@ -64,6 +64,7 @@ pub(super) fn webhook(id: &str) -> Webhook {
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         batching: postrider_common::model::batching::Batching::default(),
         rate_limit: None,
+        numbered: false,
         suspension: None,
         timeout: None,
         retry: retry::Policy {

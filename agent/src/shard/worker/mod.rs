@@ -151,12 +151,14 @@ impl Worker {
         let wake = Arc::new(Notify::new());
         let purse = Arc::new(Purse::new(shards.budget.clone()));
         let progress = found.book.progress.clone().unwrap_or_default();
+        let counted: Vec<_> = found.book.counts.numbered().collect();
         let pen = shards
             .ledger
             .open(tenure.clone(), found.book, wake.clone(), purse.clone(), fenced);
         let mut state = State::new(tenure.shard, tenure.epoch, shards.limits.suspend_after);
         let mut effects = Effects::default();
         let now = shards.deps.clock.now();
+        counted.iter().for_each(|(name, usage)| state.counted(name, usage));
         for ((account, webhook), failing) in found.failing {
             let known = shards.deps.catalog.current(&(account.clone(), webhook.clone()));
             let known = Some(known).filter(|known| !matches!(known, Known::Absent(_)));
@@ -312,6 +314,7 @@ impl Worker {
             webhook: start.webhook,
             events: start.events.into_iter().map(sent).collect(),
             number: start.number,
+            sequence: start.sequence,
         };
         let lease = self.tenure.lease.clone();
         // Asked anew at every step of the attempt: a process that was stopped and goes on after its lease has run out sends nothing more.

@@ -182,6 +182,7 @@ fn webhook(url: &str) -> Webhook {
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         batching: postrider_common::model::batching::Batching::default(),
         rate_limit: None,
+        numbered: false,
         suspension: None,
         timeout: None,
         retry: retry::Policy::default(),
@@ -223,6 +224,7 @@ fn attempt(webhook: &Arc<Webhook>) -> Attempt {
         }],
         id: "evt_1".to_owned(),
         number: 2,
+        sequence: None,
     }
 }
 

@@ -61,6 +61,7 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),
         suspension: webhook.suspension.as_ref().map(suspension_to_pb),
+        numbered: webhook.numbered,
         rate_limit: webhook.rate_limit.map(|limit| pb::RateLimit {
             per_second: limit.per_second(),
             burst: limit.chosen_burst().map_or(0, NonZeroU32::get),
@@ -151,6 +152,7 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
             end_time: (suspension.end_time != 0).then(|| Timestamp::from_millis(suspension.end_time)),
         }),
         rate_limit: stored.rate_limit.map(rate_limit_from_pb).transpose()?,
+        numbered: stored.numbered,
     })
 }
 

@@ -96,6 +96,7 @@ fn webhook(edit: &Edit, name: &str) -> Webhook {
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         batching: postrider_common::model::batching::Batching::default(),
         rate_limit: None,
+        numbered: false,
         suspension: None,
         timeout: None,
         retry: retry::Policy::default(),

@@ -30,6 +30,7 @@ fn webhook() -> Webhook {
         payload_format: PayloadFormat::Raw,
         batching: Batching::default(),
         rate_limit: RateLimit::new(2.5, None),
+        numbered: true,
         retry: retry::Policy::default(),
         headers: vec![("x-a".into(), "1".into())],
         labels: BTreeMap::new(),

@@ -88,6 +88,7 @@ fn dead(names: &[&str]) -> (Key, Segment) {
         event,
         state: DeliveryState {
             alone: false,
+        ..DeliveryState::default()
             attempts: 3,
             due: NOW + Duration::from_secs(event.into()),
             reason: "TIMEOUT".into(),

@@ -93,7 +93,8 @@ pub fn rewrite(
                         due,
                         alone: true,
                         sequence: state.sequence,
-                        age_from: Some(due),
+                        position: state.position,
+                        renewed: Some(due),
                         ..DeliveryState::default()
                     }));
                 }

@@ -8,6 +8,7 @@ pub mod command;
 pub mod event_type;
 pub mod failing;
 pub mod operational;
+pub mod order;
 pub mod segment;
 pub mod testing;
 pub mod usage;

@@ -1,5 +1,7 @@
 //! Hides a webhook's own secrets in what its receiver says. Pure.
 
+use std::fmt::Write as _;
+
 use zeroize::Zeroizing;
 
 /// What stands where a secret was.
@@ -13,20 +15,13 @@ const MIN_BYTES: usize = 4;
 pub struct Secrets(Vec<Zeroizing<String>>);
 
 impl Secrets {
-    /// These texts, each also as it stands within a JSON string.
+    /// These texts, each also as programs write it into a JSON string.
     pub fn new(secrets: impl IntoIterator<Item = Zeroizing<String>>) -> Self {
-        let mut all = Vec::new();
-        for secret in secrets {
-            if let Ok(quoted) = serde_json::to_string(&*secret).map(Zeroizing::new)
-                && let Some(escaped) = quoted.get(1..quoted.len() - 1).filter(|escaped| *escaped != *secret)
-            {
-                all.push(Zeroizing::new(escaped.to_owned()));
-            }
-            all.push(secret);
-        }
+        let mut all: Vec<_> = secrets.into_iter().flat_map(forms).collect();
         all.retain(|secret| secret.len() >= MIN_BYTES);
         // Of two that begin alike the longer one is meant.
-        all.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        all.sort_by(|first, second| second.len().cmp(&first.len()).then_with(|| first.cmp(second)));
+        all.dedup();
         Self(all)
     }
 
@@ -54,6 +49,32 @@ impl Secrets {
     }
 }
 
+/// A text as it is, and within a JSON string: as little escaped as may be, all but ASCII escaped (as Python does), and both with slashes escaped (as PHP does).
+fn forms(text: Zeroizing<String>) -> Vec<Zeroizing<String>> {
+    let Ok(quoted) = serde_json::to_string(&*text).map(Zeroizing::new) else {
+        return vec![text];
+    };
+    let escaped = quoted.get(1..quoted.len() - 1).unwrap_or_default();
+    let mut ascii = Zeroizing::new(String::with_capacity(6 * escaped.len()));
+    for character in escaped.chars() {
+        if character.is_ascii() {
+            ascii.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                // Writing into memory cannot fail.
+                let _ = write!(ascii, "\\u{unit:04x}");
+            }
+        }
+    }
+    let mut forms: Vec<_> = [escaped, &ascii]
+        .into_iter()
+        .flat_map(|form| [form.to_owned(), form.replace('/', "\\/")])
+        .map(Zeroizing::new)
+        .collect();
+    forms.push(text);
+    forms
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -66,7 +87,7 @@ mod tests {
 
     #[test]
     fn secrets_are_hidden_wherever_they_stand() {
-        let hidden = secrets(&["hunter2", "hunter2000", "pass\"word", "abc", ""]);
+        let hidden = secrets(&["hunter2", "hunter2000", "pass\"word", "YTov/Kw==", "été/😀", "abc", ""]);
         for (text, expected) in [
             ("", ""),
             ("nothing here", "nothing here"),
@@ -74,6 +95,18 @@ mod tests {
             ("a hunter2000, hunter2hunter2!", "a [redacted], [redacted][redacted]!"),
             (r#"{"seen":"pass\"word"}"#, r#"{"seen":"[redacted]"}"#),
             ("pass\"word", "[redacted]"),
+            (
+                r#"{"php":"YTov\/Kw==","plain":"YTov/Kw=="}"#,
+                r#"{"php":"[redacted]","plain":"[redacted]"}"#,
+            ),
+            (
+                r#"{"python":"\u00e9t\u00e9/\ud83d\ude00"}"#,
+                r#"{"python":"[redacted]"}"#,
+            ),
+            (
+                r#"{"php":"\u00e9t\u00e9\/\ud83d\ude00","plain":"été/😀"}"#,
+                r#"{"php":"[redacted]","plain":"[redacted]"}"#,
+            ),
             ("abc", "abc"),
         ] {
             assert_eq!(hidden.hide(text.as_bytes(), false), expected);

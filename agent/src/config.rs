@@ -8,6 +8,7 @@ use postrider_common::egress;
 use postrider_common::id::AgentId;
 
 use crate::Roots;
+use crate::history;
 use crate::limit::failing;
 
 /// What the agent does, whoever starts it.
@@ -23,6 +24,8 @@ pub struct Config {
     pub release_grace: Duration,
     /// How long a webhook may only fail before it is suspended.
     pub suspend_after: Duration,
+    /// How much history is kept.
+    pub history: history::Limits,
     /// Which networks it may send to beyond the public ones.
     pub egress: egress::Policy,
     /// Which certificate authorities receivers may be certified by.
@@ -45,6 +48,8 @@ pub const SETTINGS: &[Setting] = &[
     ),
     RELEASE_GRACE,
     SUSPEND_AFTER,
+    HISTORY_RETENTION,
+    HISTORY_BYTES,
     ROOTS,
     EXTRA_ROOTS,
 ];
@@ -63,6 +68,22 @@ pub const SUSPEND_AFTER: Setting = Setting::new(
     "DURATION",
     "168h",
     "How long every attempt of a webhook must have failed before it is suspended; at least 1s",
+);
+
+/// How long history is kept.
+pub const HISTORY_RETENTION: Setting = Setting::new(
+    "history-retention",
+    "DURATION",
+    "72h",
+    "How long attempts can be looked up; 0s keeps no history",
+);
+
+/// How much history is kept.
+pub const HISTORY_BYTES: Setting = Setting::new(
+    "history-bytes",
+    "BYTES",
+    "67108864",
+    "Bytes of attempts that can be looked up, in the whole cell; 0 keeps no history",
 );
 
 /// Which list of certificate authorities.
@@ -92,6 +113,7 @@ pub fn read(settings: &mut Settings, generated_id: AgentId) -> Config {
         lease_ttl: config::lease_ttl(settings),
         release_grace: release_grace(settings),
         suspend_after: suspend_after(settings),
+        history: history(settings),
         egress: config::egress(settings),
         roots: roots(settings),
         extra_roots: settings.all("extra-roots", config::path),
@@ -122,4 +144,16 @@ pub fn suspend_after(settings: &mut Settings) -> Duration {
         duration => Ok(duration),
     };
     settings.maybe("suspend-after", parse).unwrap_or(failing::SUSPEND_AFTER)
+}
+
+/// Reads how much history is kept.
+pub fn history(settings: &mut Settings) -> history::Limits {
+    let bytes = |text: &str| text.parse::<u64>().map_err(|_| "must be a number of bytes");
+    let limits = history::Limits::default();
+    history::Limits {
+        retention: settings
+            .maybe("history-retention", config::duration)
+            .unwrap_or(limits.retention),
+        bytes: settings.maybe("history-bytes", bytes).unwrap_or(limits.bytes),
+    }
 }

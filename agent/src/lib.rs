@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod auth;
 pub mod catalog;
 pub mod config;
+pub mod history;
 pub mod limit;
 mod metrics;
 pub mod presence;
@@ -101,11 +102,13 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         clock: deps.clock.clone(),
         entropy: deps.entropy,
         counters: deps.metrics.shards,
+        history: deps.metrics.history,
         suspender: Suspender::spawn(&group, deps.store.clone(), deps.clock.clone()),
     };
     let limits = Limits {
         grace: config.release_grace,
         suspend_after: config.suspend_after,
+        history: config.history,
         ..Limits::default()
     };
     let work = Arc::new(Shards::new(shards, limits, &group));

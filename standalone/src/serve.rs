@@ -43,6 +43,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
     postrider_control_plane::config::STORE_QUOTA,
     postrider_agent::config::RELEASE_GRACE,
     postrider_agent::config::SUSPEND_AFTER,
+    postrider_agent::config::HISTORY_RETENTION,
+    postrider_agent::config::HISTORY_BYTES,
     postrider_agent::config::ROOTS,
     postrider_agent::config::EXTRA_ROOTS,
 ];
@@ -82,6 +84,7 @@ pub(crate) fn options(settings: &mut Settings, data: PathBuf, entropy: &SharedEn
             egress,
             release_grace: postrider_agent::config::release_grace(settings),
             suspend_after: postrider_agent::config::suspend_after(settings),
+            history: postrider_agent::config::history(settings),
             roots: postrider_agent::config::roots(settings),
             extra_roots: settings.all("extra-roots", config::path),
         },

@@ -49,11 +49,12 @@ const NAMES: &[(&str, &str, &str)] = &[
     (
         "postrider_proto::stored",
         "common/src/wire/ common/src/store/once.rs control-plane/src/catalog/ control-plane/src/cell.rs control-plane/src/leader \
-         control-plane/src/placement/ control-plane/src/publish/ agent/src/presence agent/src/assignment/ agent/src/shard/",
+         control-plane/src/placement/ control-plane/src/publish/ agent/src/presence agent/src/assignment/ agent/src/shard/ \
+         agent/src/history/",
         "stored messages stay with those that own them",
     ),
     (
-        "\"queue/ \"parked/ \"dead/ \"failing/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/",
+        "\"queue/ \"parked/ \"dead/ \"failing/ \"history/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/",
         "common/src/key.rs",
         "keys are built and parsed in one place",
     ),

@@ -15,7 +15,6 @@ use postrider_common::wire::stored;
 use tokio::sync::Notify;
 
 use super::delivery::{Known, Place, Source, SourceId};
-use super::ledger::batch::read_progress;
 use super::queue::{Queue, Waiting};
 use crate::catalog::Catalog;
 use postrider_common::store::mirror::{self, Update};
@@ -54,7 +53,7 @@ async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadErr
     let mut found = Found::default();
     let (progress, _) = store.get(&key::progress(shard)).await?;
     if let Some(entry) = progress {
-        let progress = read_progress(entry.value).inspect_err(
+        let progress = stored::decode_progress(entry.value).inspect_err(
             |error| tracing::error!(%shard, %error, "progress cannot be read: what was under way may be repeated"),
         );
         found.progress = Some(progress.unwrap_or_default());

@@ -18,7 +18,6 @@
 //! Memory is bounded thrice: a lane holds at most so many deliveries, bytes and sources ([`lane`]); the whole agent loads at most so many bytes
 //! ([`budget`]), and gives lanes less room the scarcer they are; records that cannot be written stop the start of attempts ([`ledger`]).
 
-pub mod bits;
 pub mod budget;
 pub mod counters;
 pub mod delivery;

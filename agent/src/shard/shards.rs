@@ -19,6 +19,7 @@ use super::worker::Worker;
 use super::{Running, Tenure, Work};
 use crate::attempt::Sender;
 use crate::catalog::Catalog;
+use crate::history::{self, History};
 use crate::limit::failing::SUSPEND_AFTER;
 use crate::suspension::Suspender;
 
@@ -33,6 +34,8 @@ pub struct Limits {
     pub grace: Duration,
     /// A webhook is suspended when it has only failed for so long.
     pub suspend_after: Duration,
+    /// How much history is kept.
+    pub history: history::Limits,
 }
 
 impl Default for Limits {
@@ -44,6 +47,7 @@ impl Default for Limits {
             attempts: 8192,
             grace: Duration::from_millis(800),
             suspend_after: SUSPEND_AFTER,
+            history: history::Limits::default(),
         }
     }
 }
@@ -65,6 +69,8 @@ pub struct Deps {
     pub entropy: SharedEntropy,
     /// What is counted.
     pub counters: Arc<Counters>,
+    /// What is counted of the history.
+    pub history: Arc<history::Counters>,
     /// Switches webhooks off.
     pub suspender: Suspender,
 }
@@ -76,6 +82,7 @@ pub struct Shards {
     pub(super) limits: Limits,
     pub(super) group: task::Group,
     pub(super) ledger: Ledger,
+    pub(super) history: History,
     pub(super) budget: Arc<Budget>,
     pub(super) attempts: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
@@ -93,7 +100,15 @@ impl Shards {
             deps.entropy.clone(),
             counters.clone(),
         );
+        let history = History::spawn(
+            group,
+            deps.store.clone(),
+            deps.clock.clone(),
+            deps.history.clone(),
+            limits.history,
+        );
         Self {
+            history,
             deps,
             limits,
             group: group.clone(),

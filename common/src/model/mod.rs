@@ -3,8 +3,10 @@
 pub mod account;
 pub mod auth;
 pub mod batching;
+pub mod bits;
 pub mod event_type;
 pub mod failing;
+pub mod history;
 pub mod operational;
 pub mod segment;
 pub mod webhook;

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use postrider_common::key::{self, Key, Parked};
+use postrider_common::model::bits::Bits;
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, Op, Revision, Write};
 use postrider_common::time::Timestamp;
@@ -17,7 +18,6 @@ use postrider_common::wire::stored;
 use postrider_proto::stored as pb;
 
 use super::pack::{self, Group, Pack};
-use crate::shard::bits::Bits;
 use crate::shard::delivery::{Batch, Destination, Record, SourceId, size};
 
 /// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
@@ -483,16 +483,4 @@ impl<'a, 'r> Drawing<'a, 'r> {
         }
         std::mem::take(stored).then(|| Op::delete(key))
     }
-}
-
-/// Reads `progress/S`: the bits of each segment by its key.
-///
-/// # Errors
-/// If the bytes are not of that message.
-pub fn read_progress(value: Bytes) -> Result<BTreeMap<Key, Bytes>, stored::Unreadable> {
-    let progress: pb::Progress = stored::decode(value)?;
-    let segments = progress.segments.into_iter();
-    Ok(segments
-        .map(|segment| (Key::from_stored(&segment.key), segment.done))
-        .collect())
 }

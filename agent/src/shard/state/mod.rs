@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked};
+use postrider_common::model::history::Fate;
 use postrider_common::model::segment::Event;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
@@ -374,7 +375,14 @@ impl State {
         self.moved(Destination::Parked, delivery, effects);
     }
 
-    fn die(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
+    /// It dies without an attempt.
+    fn die(&mut self, delivery: Delivery, reason: &'static str, now: Timestamp, effects: &mut Effects) {
+        effects.history.open(delivery.entry(now, None));
+        effects.history.carry(delivery.carried(Fate::Dead(reason.into())));
+        self.bury(delivery, reason, now, effects);
+    }
+
+    fn bury(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
         reason.clone_into(&mut delivery.state.reason);
         delivery.state.due = now;
         self.tally.dead += 1;

@@ -10,10 +10,10 @@ use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
 use super::{BEGIN, event, segment};
-use crate::shard::bits::Bits;
 use crate::shard::delivery::{Delivery, Destination, Moved, Place, Record, Source, SourceId};
 use crate::shard::ledger::batch::{self, Book, DRAFT_OPS};
 use crate::shard::ledger::pack::{PACK_BYTES, PACK_DELIVERIES};
+use postrider_common::model::bits::Bits;
 
 /// A book with `sources` open sources of one delivery for each webhook of `webhooks`, and the deliveries.
 fn open(shard: u16, sources: u64, webhooks: &[&str]) -> (Book, Vec<Delivery>) {
@@ -159,7 +159,7 @@ fn progress_is_put_while_a_source_is_partly_over_and_deleted_with_its_last_bit()
         panic!("{first:?}")
     };
     assert_eq!(*key, key::progress(ShardId(1)));
-    let progress = batch::read_progress(value.clone()).unwrap();
+    let progress = stored::decode_progress(value.clone()).unwrap();
     assert_eq!(progress[&key::segment(ShardId(1), "w", 0)][..], [0b01]);
     book.add(over(&deliveries[1]));
     let second = drain(&mut book);
@@ -188,14 +188,14 @@ fn progress_of_segments_that_are_still_to_be_opened_is_kept() {
     let Op::Put { value, .. } = &drafts[0][0] else {
         panic!("{drafts:?}")
     };
-    assert_eq!(batch::read_progress(value.clone()).unwrap().len(), 2);
+    assert_eq!(stored::decode_progress(value.clone()).unwrap().len(), 2);
     book.add(over(&deliveries[1]));
     let drafts = drain(&mut book);
     assert_eq!(drafts[0][0], Op::delete(key));
     let Op::Put { value, .. } = &drafts[0][1] else {
         panic!("{drafts:?}")
     };
-    assert_eq!(batch::read_progress(value.clone()).unwrap().len(), 1);
+    assert_eq!(stored::decode_progress(value.clone()).unwrap().len(), 1);
 }
 
 #[test]

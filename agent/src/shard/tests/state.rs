@@ -19,11 +19,11 @@ use proptest::prelude::*;
 use super::{BEGIN, account, event, segment, uid, webhook};
 use crate::attempt::{Outcome, Reason};
 use crate::limit::failing::SUSPEND_AFTER;
-use crate::shard::bits::Bits;
 use crate::shard::delivery::{Effects, Known, Load, Place, Record, Source, SourceId};
 use crate::shard::lane::{LANE_LIMIT, WAIT_LIMIT};
-use crate::shard::ledger::batch::{self, Book, read_progress};
+use crate::shard::ledger::batch::{self, Book};
 use crate::shard::state::{AttemptId, NOT_MADE_PAUSE, Start, State};
+use postrider_common::model::bits::Bits;
 
 const SHARD: ShardId = ShardId(3);
 const HOOKS: [&str; 3] = ["a", "b", "c"];
@@ -441,7 +441,7 @@ impl World {
         let progress = self
             .store
             .get(&key::progress(SHARD))
-            .map(|value| read_progress(value.clone()).unwrap());
+            .map(|value| stored::decode_progress(value.clone()).unwrap());
         let progress = progress.map(|mut progress| {
             progress.retain(|key, _| self.store.contains_key(key));
             progress
@@ -499,7 +499,7 @@ impl World {
         let progress = self
             .store
             .get(&key::progress(SHARD))
-            .map(|value| read_progress(value.clone()).unwrap());
+            .map(|value| stored::decode_progress(value.clone()).unwrap());
         let progress = progress.unwrap_or_default();
         let mut waiting = BTreeMap::new();
         for (key, value) in &self.store {

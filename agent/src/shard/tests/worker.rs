@@ -124,6 +124,7 @@ impl World {
             clock: self.clock.clone(),
             entropy: Arc::new(SystemEntropy::seeded(seed)),
             counters: Arc::default(),
+            history: Arc::default(),
             suspender,
         };
         Agent {

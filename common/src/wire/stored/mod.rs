@@ -3,17 +3,19 @@
 //! Everything read is checked as if a stranger had written it: what does not fit is [`Unreadable`], never a panic.
 
 mod auth;
+mod history;
 mod webhook;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider_proto::stored as pb;
-use prost::Message as _;
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
+use crate::key::Key;
 use crate::model::account::{Account, UnknownEventTypes};
 use crate::model::event_type::{Category, EventType};
 use crate::model::failing::Failing;
@@ -21,6 +23,7 @@ use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
 use crate::time::Timestamp;
 
+pub use history::{pack_history, unpack_history};
 pub use webhook::{decode_webhook, encode_webhook, suspend_webhook};
 
 /// The version of every message that this release writes, and the newest that it reads.
@@ -67,7 +70,11 @@ pub fn decode<M: prost::Message + Default>(bytes: Bytes) -> Result<M, Unreadable
 
 /// Packs a segment: protobuf, compressed, framed.
 pub fn pack(segment: Segment) -> Bytes {
-    let body = segment_to_pb(segment).encode_to_vec();
+    pack_message(&segment_to_pb(segment))
+}
+
+fn pack_message(message: &impl prost::Message) -> Bytes {
+    let body = message.encode_to_vec();
     let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let compressed = if body.len() < COMPRESS_FROM {
         None
@@ -91,17 +98,20 @@ pub fn pack(segment: Segment) -> Bytes {
 /// # Errors
 /// [`Unreadable`] if the bytes are not a segment of a version that this release reads.
 pub fn unpack(bytes: Bytes) -> Result<Segment, Unreadable> {
+    segment_from_pb(decode(unpack_message(bytes)?)?)
+}
+
+fn unpack_message(bytes: Bytes) -> Result<Bytes, Unreadable> {
     let packed: pb::Packed = decode(bytes)?;
     readable_version(packed.version)?;
     if packed.size > MAX_UNPACKED {
         return Err(Unreadable(format!("a segment of {} bytes", packed.size)));
     }
-    let body = match packed.codec {
-        0 => packed.body,
-        1 => decompress(&packed.body, packed.size as usize)?.into(),
-        other => return Err(Unreadable(format!("codec {other}"))),
-    };
-    segment_from_pb(decode(body)?)
+    match packed.codec {
+        0 => Ok(packed.body),
+        1 => Ok(decompress(&packed.body, packed.size as usize)?.into()),
+        other => Err(Unreadable(format!("codec {other}"))),
+    }
 }
 
 thread_local! {
@@ -361,4 +371,16 @@ pub fn decode_failing(bytes: Bytes) -> Result<Failing, Unreadable> {
         since: Timestamp::from_millis(stored.since),
         last: Timestamp::from_millis(stored.last),
     })
+}
+
+/// Reads `progress/S`: the bits of each segment (see [`crate::model::bits::Bits`]) by its key.
+///
+/// # Errors
+/// [`Unreadable`] if the bytes are not of that message.
+pub fn decode_progress(bytes: Bytes) -> Result<BTreeMap<Key, Bytes>, Unreadable> {
+    let progress: pb::Progress = decode(bytes)?;
+    let segments = progress.segments.into_iter();
+    Ok(segments
+        .map(|segment| (Key::from_stored(&segment.key), segment.done))
+        .collect())
 }

@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "account_service",
         "cluster_service",
+        "delivery_service",
         "event_type_service",
         "publish_service",
         "webhook_service",

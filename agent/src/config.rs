@@ -8,6 +8,7 @@ use postrider_common::egress;
 use postrider_common::id::AgentId;
 
 use crate::Roots;
+use crate::history;
 use crate::limit::failing;
 use crate::shard;
 
@@ -26,6 +27,8 @@ pub struct Config {
     pub suspend_after: Duration,
     /// How long dead letters are kept.
     pub dead_letter_retention: Duration,
+    /// How much history is kept.
+    pub history: history::Limits,
     /// Which networks it may send to beyond the public ones.
     pub egress: egress::Policy,
     /// Which certificate authorities receivers may be certified by.
@@ -49,6 +52,8 @@ pub const SETTINGS: &[Setting] = &[
     RELEASE_GRACE,
     SUSPEND_AFTER,
     DEAD_LETTER_RETENTION,
+    HISTORY_RETENTION,
+    HISTORY_BYTES,
     ROOTS,
     EXTRA_ROOTS,
 ];
@@ -75,6 +80,22 @@ pub const DEAD_LETTER_RETENTION: Setting = Setting::new(
     "DURATION",
     "720h",
     "How long dead letters are kept; at least 1s. They are looked through a minute after a shard was taken and every hour",
+);
+
+/// How long history is kept.
+pub const HISTORY_RETENTION: Setting = Setting::new(
+    "history-retention",
+    "DURATION",
+    "72h",
+    "How long attempts can be looked up; 0s keeps no history",
+);
+
+/// How much history is kept.
+pub const HISTORY_BYTES: Setting = Setting::new(
+    "history-bytes",
+    "BYTES",
+    "67108864",
+    "Bytes of attempts that can be looked up, in the whole cell; 0 keeps no history",
 );
 
 /// Which list of certificate authorities.
@@ -105,6 +126,7 @@ pub fn read(settings: &mut Settings, generated_id: AgentId) -> Config {
         release_grace: release_grace(settings),
         suspend_after: suspend_after(settings),
         dead_letter_retention: dead_letter_retention(settings),
+        history: history(settings),
         egress: config::egress(settings),
         roots: roots(settings),
         extra_roots: settings.all("extra-roots", config::path),
@@ -146,5 +168,17 @@ fn a_second_at_least(text: &str) -> Result<Duration, &'static str> {
     match config::duration(text)? {
         short if short < Duration::from_secs(1) => Err("must be at least 1s"),
         duration => Ok(duration),
+    }
+}
+
+/// Reads how much history is kept.
+pub fn history(settings: &mut Settings) -> history::Limits {
+    let bytes = |text: &str| text.parse::<u64>().map_err(|_| "must be a number of bytes");
+    let limits = history::Limits::default();
+    history::Limits {
+        retention: settings
+            .maybe("history-retention", config::duration)
+            .unwrap_or(limits.retention),
+        bytes: settings.maybe("history-bytes", bytes).unwrap_or(limits.bytes),
     }
 }

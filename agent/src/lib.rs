@@ -6,6 +6,7 @@ pub mod auth;
 pub mod catalog;
 pub mod command;
 pub mod config;
+pub mod history;
 pub mod limit;
 mod metrics;
 pub mod presence;
@@ -104,6 +105,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         clock: deps.clock.clone(),
         entropy: deps.entropy,
         counters: deps.metrics.shards,
+        history: deps.metrics.history,
         suspender: Suspender::spawn(&group, deps.store.clone(), deps.clock.clone()),
         commands: Commands::spawn(&group, deps.store.clone()),
     };
@@ -111,6 +113,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         grace: config.release_grace,
         suspend_after: config.suspend_after,
         dead_letter_retention: config.dead_letter_retention,
+        history: config.history,
         ..Limits::default()
     };
     let work = Arc::new(Shards::new(shards, limits, &group));

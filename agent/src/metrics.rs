@@ -9,12 +9,14 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
+use crate::history;
 use crate::shard::counters::{Counters, REASONS};
 
 /// What the agent counts. Clones are the same counts.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     pub(crate) shards: Arc<Counters>,
+    pub(crate) history: Arc<history::Counters>,
 }
 
 impl Metrics {
@@ -28,8 +30,8 @@ impl Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let shards = &self.shards;
-        let counts: [(&str, &str, &AtomicU64); 8] = [
+        let (shards, history) = (&self.shards, &self.history);
+        let counts: [(&str, &str, &AtomicU64); 13] = [
             (
                 "deliveries_delivered",
                 "Deliveries that a receiver took",
@@ -65,6 +67,27 @@ impl Collector for Metrics {
                 "ledger_records",
                 "Deliveries whose end or move they recorded",
                 &shards.ledger_records,
+            ),
+            ("history_entries", "Entries of the history written", &history.written),
+            (
+                "history_bytes",
+                "Bytes of the history written to the store",
+                &history.bytes,
+            ),
+            (
+                "history_transactions",
+                "Transactions that wrote or deleted history",
+                &history.transactions,
+            ),
+            (
+                "history_dropped",
+                "Entries of the history lost: too many waited, or the store did not take them",
+                &history.dropped,
+            ),
+            (
+                "history_left_out",
+                "Successful attempts that the history of a busy shard left out",
+                &history.left_out,
             ),
         ];
         for (name, help, count) in counts {

@@ -254,6 +254,11 @@ pub fn dead(shard: ShardId) -> Key {
     Key::new(format!("dead/{:04}/", shard.0))
 }
 
+/// All parked segments of one webhook, by their due time.
+pub fn parked_of(shard: ShardId, account: &AccountId, webhook: &WebhookId) -> Key {
+    Key::new(format!("parked/{:04}/{account}/{webhook}/", shard.0))
+}
+
 /// All dead letters of one webhook.
 pub fn dead_of(shard: ShardId, account: &AccountId, webhook: &WebhookId) -> Key {
     Key::new(format!("dead/{:04}/{account}/{webhook}/", shard.0))
@@ -330,6 +335,65 @@ pub fn parse_command(key: &Key) -> Option<ShardId> {
 /// Whether a segment stands in a queue, rather than being parked.
 pub fn is_queued(key: &Key) -> bool {
     key.as_str().starts_with("queue/")
+}
+
+/// The history of all shards.
+pub fn all_history() -> Key {
+    Key::from_stored("history/")
+}
+
+/// The history of one shard, oldest first.
+pub fn history(shard: ShardId) -> Key {
+    Key::new(format!("history/{:04}/", shard.0))
+}
+
+/// Stands before the history of one shard that was written at `time` or later.
+pub fn history_since(shard: ShardId, time: Timestamp) -> Key {
+    Key::new(format!("history/{:04}/t-{:015}", shard.0, time.as_millis().max(0)))
+}
+
+/// Where a history segment stands: everything its key says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct History {
+    /// The shard.
+    pub shard: ShardId,
+    /// When it was written, by the clock of the shard's owner: after everything in it.
+    pub time: Timestamp,
+    /// Unique within the shard: the epoch of the owner that wrote it, and a number of the owner's.
+    pub epoch: u64,
+    /// The owner's number.
+    pub number: u64,
+    /// Bytes of its value, so that an index needs no values.
+    pub bytes: u32,
+}
+
+/// One history segment.
+pub fn history_segment(at: &History) -> Key {
+    Key::new(format!(
+        "history/{:04}/t-{:015}-{:x}-{:x}-{:x}",
+        at.shard.0,
+        at.time.as_millis().max(0),
+        at.epoch,
+        at.number,
+        at.bytes
+    ))
+}
+
+/// What a key made by [`history_segment`] says.
+pub fn parse_history(key: &Key) -> Option<History> {
+    let (shard, last) = key.as_str().strip_prefix("history/")?.split_once('/')?;
+    let mut fields = last.strip_prefix("t-")?.split('-');
+    let (time, epoch, number, bytes) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    if fields.next().is_some() {
+        return None;
+    }
+    Some(History {
+        shard: ShardId(shard.parse().ok()?),
+        time: Timestamp::from_millis(time.parse().ok()?),
+        epoch: u64::from_str_radix(epoch, 16).ok()?,
+        number: u64::from_str_radix(number, 16).ok()?,
+        bytes: u32::from_str_radix(bytes, 16).ok()?,
+    })
 }
 
 fn placed(at: &Parked) -> String {
@@ -499,10 +563,22 @@ mod tests {
         }
 
         #[test]
+        fn a_history_key_says_what_it_was_built_from_and_sorts_by_time(
+            shard in 0_u16..1024, time in 0_i64..253_402_300_799_999, since in 0_i64..253_402_300_799_999, epoch: u64, number: u64, bytes: u32,
+        ) {
+            let at = History { shard: ShardId(shard), time: Timestamp::from_millis(time), epoch, number, bytes };
+            let key = history_segment(&at);
+            prop_assert_eq!(parse_history(&key), Some(at));
+            prop_assert!(key.as_str().starts_with(history(at.shard).as_str()));
+            prop_assert!(key.as_str().starts_with(all_history().as_str()));
+            prop_assert_eq!(history_since(at.shard, Timestamp::from_millis(since)) < key, since <= time);
+        }
+
+        #[test]
         fn no_text_makes_the_parsers_panic(text in "\\PC{0,80}") {
             let key = Key::from_stored(&text);
             let _ = (parse_parked(&key), parse_dead(&key), parse_webhook(&key), parse_failing(&key), parse_usage(&key), parse_command(&key), parse_shard(&key), parse_agent(&key));
-            let _ = (parse_test(&key), parse_test_answer(&key));
+            let _ = (parse_test(&key), parse_test_answer(&key), parse_history(&key));
         }
     }
 }

@@ -5,6 +5,7 @@ mod api;
 mod catalog;
 mod cell;
 pub mod config;
+mod history;
 pub mod leader;
 mod metrics;
 pub mod placement;
@@ -128,6 +129,7 @@ where
         cell,
         control_plane: config.id,
         urls: url_check(config.egress),
+        stop: stop.clone(),
         catch_up: Arc::new(move |revision| {
             let catalog = caught_up.clone();
             Box::pin(async move {

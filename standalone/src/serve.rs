@@ -44,6 +44,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
     postrider_agent::config::RELEASE_GRACE,
     postrider_agent::config::SUSPEND_AFTER,
     postrider_agent::config::DEAD_LETTER_RETENTION,
+    postrider_agent::config::HISTORY_RETENTION,
+    postrider_agent::config::HISTORY_BYTES,
     postrider_agent::config::ROOTS,
     postrider_agent::config::EXTRA_ROOTS,
 ];
@@ -84,6 +86,7 @@ pub(crate) fn options(settings: &mut Settings, data: PathBuf, entropy: &SharedEn
             release_grace: postrider_agent::config::release_grace(settings),
             suspend_after: postrider_agent::config::suspend_after(settings),
             dead_letter_retention: postrider_agent::config::dead_letter_retention(settings),
+            history: postrider_agent::config::history(settings),
             roots: postrider_agent::config::roots(settings),
             extra_roots: settings.all("extra-roots", config::path),
         },

@@ -49,11 +49,13 @@ const NAMES: &[(&str, &str, &str)] = &[
     (
         "postrider_proto::stored",
         "common/src/wire/ common/src/store/once.rs control-plane/src/catalog/ control-plane/src/cell.rs control-plane/src/leader \
-         control-plane/src/placement/ control-plane/src/publish/ agent/src/presence agent/src/assignment/ agent/src/shard/ control-plane/src/testing/",
+         control-plane/src/placement/ control-plane/src/publish/ control-plane/src/testing/ agent/src/presence agent/src/assignment/ \
+         agent/src/shard/ agent/src/history/",
         "stored messages stay with those that own them",
     ),
     (
-        "\"queue/ \"parked/ \"dead/ \"failing/ \"usage/ \"commands/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/ \"tests/{ \"test-answers/",
+        "\"queue/ \"parked/ \"dead/ \"failing/ \"history/ \"usage/ \"commands/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/ \
+         \"tests/{ \"test-answers/",
         "common/src/key.rs",
         "keys are built and parsed in one place",
     ),

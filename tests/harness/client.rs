@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use postrider_proto::v1::account_service_client::AccountServiceClient;
 use postrider_proto::v1::cluster_service_client::ClusterServiceClient;
+use postrider_proto::v1::delivery_service_client::DeliveryServiceClient;
 use postrider_proto::v1::event_type_service_client::EventTypeServiceClient;
 use postrider_proto::v1::publish_service_client::PublishServiceClient;
 use postrider_proto::v1::webhook_service_client::WebhookServiceClient;
@@ -60,6 +61,11 @@ impl Client {
     /// The event catalogue.
     pub fn event_types(&self) -> EventTypeServiceClient<Channel> {
         EventTypeServiceClient::new(self.0.clone())
+    }
+
+    /// Deliveries.
+    pub fn deliveries(&self) -> DeliveryServiceClient<Channel> {
+        DeliveryServiceClient::new(self.0.clone())
     }
 
     /// The cluster.

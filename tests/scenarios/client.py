@@ -6,6 +6,7 @@ import http.server
 import json
 import sys
 import threading
+import time
 import uuid
 
 import grpc
@@ -33,6 +34,17 @@ class Api:
         stub = self.channel.unary_unary(f"/{method}", ask.SerializeToString, answer.FromString)
         result = stub(json_format.ParseDict(request, ask(), descriptor_pool=self.pool), timeout=DEADLINE)
         return json_format.MessageToDict(result, descriptor_pool=self.pool)
+
+    def wait_for(self, method, condition, **request):
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                if condition(self.call(method, **request)):
+                    return
+            except grpc.RpcError as error:
+                check(error.code() is grpc.StatusCode.NOT_FOUND, f"{method} failed with {error.code()}: {error.details()}")
+            check(time.monotonic() < end, f"{method} did not come true in {DEADLINE} s")
+            time.sleep(0.02)
 
     def fails(self, method, code, **request):
         try:
@@ -88,10 +100,10 @@ def check(holds, why):
 
 def main(first, second):
     api, other, receiver = Api(first), Api(second), Receiver()
-    webhooks, publishing = "postrider.v1.WebhookService", "postrider.v1.PublishService"
+    webhooks, publishing, deliveries = (f"postrider.v1.{name}Service" for name in ("Webhook", "Publish", "Delivery"))
 
     services = set(api.database.get_services())
-    wanted = {f"postrider.v1.{name}Service" for name in ("Account", "Cluster", "EventType", "Publish", "Webhook")}
+    wanted = {f"postrider.v1.{name}Service" for name in ("Account", "Cluster", "Delivery", "EventType", "Publish", "Webhook")}
     check(wanted | {"grpc.health.v1.Health"} <= services, f"reflection names only {services}")
     check(api.call("grpc.health.v1.Health/Check")["status"] == "SERVING", "the server is not healthy")
     print("reflection and health")
@@ -166,6 +178,17 @@ def main(first, second):
     _, headers, body = receiver.wait("/signed", event_id)
     check(transcript["request"]["body"] == body.decode(), f"tested {transcript}")
     print("tested")
+    parent = f"{account}/webhooks/none"
+    api.wait_for(f"{deliveries}/GetDelivery", lambda found: found["state"] == "DELIVERED", name=f"{parent}/deliveries/exact")
+    answer = other.call(f"{deliveries}/ListDeliveries", parent=parent, states=["DELIVERED"], eventTypes=["PY_*"])
+    check({found["eventId"] for found in answer["deliveries"]} == {"struct", "exact"}, f"listed {answer}")
+    answer = api.call(f"{deliveries}/ListAttempts", parent=f"{parent}/deliveries/exact")
+    check([attempt["statusCode"] for attempt in answer["attempts"]] == [204], f"attempts {answer}")
+    answer = api.call(f"{deliveries}/ExplainDelivery", name=f"{parent}/deliveries/exact")
+    check(answer["cause"] == "DELIVERED" and answer["summary"], f"explained {answer}")
+    api.fails(f"{deliveries}/GetDelivery", grpc.StatusCode.NOT_FOUND, name=f"{parent}/deliveries/absent")
+    check(not api.call(f"{deliveries}/ListDeadLetters", parent=parent, view="FULL").get("deadLetters"), "there are dead letters")
+    print("looked up")
 
     retired = api.call(f"{webhooks}/UpdateWebhook", webhook={"name": edited["name"], "active": False}, updateMask="active")
     check(retired["state"] == "RETIRED" and not retired.get("active"), f"retired {retired}")

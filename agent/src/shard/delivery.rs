@@ -5,12 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider_common::id::{AccountId, Uid, WebhookId};
 use postrider_common::key::{self, Key, Parked};
+use postrider_common::model::history::{self, Carried, Chapter, Entry, Fate};
 use postrider_common::model::order::{Line, Position};
 use postrider_common::model::segment::{self, DeliveryState, Event, Segment};
 use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
+use postrider_common::time::Timestamp;
 
 use crate::limit::failing::Cause;
 use postrider_common::model::bits::Bits;
@@ -100,6 +102,26 @@ pub struct Source {
     pub targets: Vec<Target>,
     /// Bytes of memory that its deliveries take.
     pub bytes: usize,
+}
+
+impl Delivery {
+    /// The delivery, as the history tells of it.
+    pub fn carried(&self, fate: Fate) -> Carried {
+        Carried {
+            event: self.event.id.clone(),
+            name: self.event.name.clone(),
+            timestamp: self.event.timestamp,
+            accept_time: self.event.accept_time,
+            fate,
+        }
+    }
+
+    /// The beginning of what the history tells of it.
+    pub fn entry(&self, time: Timestamp, attempt: Option<history::Attempt>) -> Entry {
+        let origin = &self.origin;
+        let of = (origin.account.clone(), origin.webhook.clone(), origin.uid.clone());
+        Entry::new(of, time, attempt)
+    }
 }
 
 impl Source {
@@ -340,6 +362,8 @@ pub struct Effects {
     pub loads: Vec<Load>,
     /// Webhooks to be switched off.
     pub suspensions: Vec<Suspend>,
+    /// What is told of it.
+    pub history: Chapter,
     /// Bytes of memory that are free again now; those of moved deliveries are when they are recorded.
     pub freed: usize,
 }

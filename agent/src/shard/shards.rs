@@ -20,6 +20,7 @@ use super::{Running, Tenure, Work};
 use crate::attempt::Sender;
 use crate::catalog::Catalog;
 use crate::command::Commands;
+use crate::history::{self, History};
 use crate::limit::failing::SUSPEND_AFTER;
 use crate::suspension::Suspender;
 
@@ -39,6 +40,8 @@ pub struct Limits {
     pub suspend_after: Duration,
     /// How long dead letters are kept.
     pub dead_letter_retention: Duration,
+    /// How much history is kept.
+    pub history: history::Limits,
 }
 
 impl Default for Limits {
@@ -51,6 +54,7 @@ impl Default for Limits {
             grace: Duration::from_millis(800),
             suspend_after: SUSPEND_AFTER,
             dead_letter_retention: DEAD_LETTER_RETENTION,
+            history: history::Limits::default(),
         }
     }
 }
@@ -72,6 +76,8 @@ pub struct Deps {
     pub entropy: SharedEntropy,
     /// What is counted.
     pub counters: Arc<Counters>,
+    /// What is counted of the history.
+    pub history: Arc<history::Counters>,
     /// Switches webhooks off.
     pub suspender: Suspender,
     /// What it is told to do.
@@ -85,6 +91,7 @@ pub struct Shards {
     pub(super) limits: Limits,
     pub(super) group: task::Group,
     pub(super) ledger: Ledger,
+    pub(super) history: History,
     pub(super) budget: Arc<Budget>,
     pub(super) attempts: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
@@ -102,7 +109,15 @@ impl Shards {
             deps.entropy.clone(),
             counters.clone(),
         );
+        let history = History::spawn(
+            group,
+            deps.store.clone(),
+            deps.clock.clone(),
+            deps.history.clone(),
+            limits.history,
+        );
         Self {
+            history,
             deps,
             limits,
             group: group.clone(),

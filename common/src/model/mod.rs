@@ -7,6 +7,7 @@ pub mod bits;
 pub mod command;
 pub mod event_type;
 pub mod failing;
+pub mod history;
 pub mod operational;
 pub mod order;
 pub mod segment;

@@ -119,7 +119,8 @@ pub(crate) fn position(key: &PageKey, listing: &Listing<'_>) -> Result<Option<Po
         .ok_or_else(|| bad_token("MALFORMED", "is not a token of this listing"))
 }
 
-fn bad_token(reason: &'static str, description: &str) -> Error {
+/// That a page token is not one of this listing.
+pub(crate) fn bad_token(reason: &'static str, description: &str) -> Error {
     let mut violations = Violations::default();
     violations.add("page_token", reason, description);
     Error::Invalid(violations)

@@ -12,6 +12,7 @@ mod batching_rules;
 mod certificate_rules;
 mod cluster_service;
 mod convert;
+mod deliveries;
 mod event_type_rules;
 mod event_type_service;
 mod header_rules;
@@ -45,10 +46,12 @@ use postrider_common::store::{Revision, SharedStore};
 use postrider_common::time::SharedClock;
 use postrider_proto::v1::account_service_server::AccountServiceServer;
 use postrider_proto::v1::cluster_service_server::ClusterServiceServer;
+use postrider_proto::v1::delivery_service_server::DeliveryServiceServer;
 use postrider_proto::v1::event_type_service_server::EventTypeServiceServer;
 use postrider_proto::v1::webhook_service_server::WebhookServiceServer;
 use sha2::{Digest as _, Sha256};
 use status::Error;
+use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -97,6 +100,8 @@ pub(crate) struct Deps {
     pub(crate) types_catch_up: CatchUp,
     /// Waits for this replica's accounts.
     pub(crate) accounts_catch_up: CatchUp,
+    /// Cancelled when the server stops: calls that do not end by themselves end then.
+    pub(crate) stop: CancellationToken,
 }
 
 impl Deps {
@@ -159,11 +164,13 @@ pub(crate) async fn routes(deps: Deps) -> Result<Api, tonic_reflection::server::
     let webhooks = webhook_service::Webhooks(deps.clone());
     let event_types = event_type_service::EventTypes(deps.clone());
     let accounts = account_service::Accounts(deps.clone());
+    let deliveries = deliveries::Deliveries::new(deps.clone());
     let cluster = cluster_service::Cluster(deps);
     let routes = Routes::default()
         .add_service(limited!(WebhookServiceServer, webhooks))
         .add_service(limited!(EventTypeServiceServer, event_types))
         .add_service(limited!(AccountServiceServer, accounts))
+        .add_service(limited!(DeliveryServiceServer, deliveries))
         .add_service(limited!(ClusterServiceServer, cluster))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

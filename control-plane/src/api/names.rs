@@ -1,6 +1,6 @@
 //! Resource names and ids as callers write them. Pure.
 
-use postrider_common::id::{AccountId, EventName, InvalidId, RequestId, WebhookId};
+use postrider_common::id::{AccountId, EventId, EventName, InvalidId, RequestId, WebhookId};
 
 use super::status::Violations;
 use crate::catalog::etag::Etag;
@@ -32,6 +32,30 @@ pub(crate) fn webhook(field: &str, text: &str, violations: &mut Violations) -> O
     )
 }
 
+/// Reads `accounts/{account}/webhooks/{webhook}/deliveries/{event_id}` from the required field `field`. An event id holds no `/`.
+pub(crate) fn delivery(
+    field: &str,
+    text: &str,
+    violations: &mut Violations,
+) -> Option<(AccountId, WebhookId, EventId)> {
+    let parse = || {
+        let (account, rest) = text.strip_prefix("accounts/")?.split_once("/webhooks/")?;
+        let (webhook, event) = rest.split_once("/deliveries/")?;
+        Some((
+            AccountId::new(account).ok()?,
+            WebhookId::new(webhook).ok()?,
+            EventId::new(event).ok()?,
+        ))
+    };
+    named(
+        field,
+        text,
+        parse(),
+        "accounts/{account}/webhooks/{webhook}/deliveries/{event_id}, where {event_id} is 1 to 64 characters of [A-Za-z0-9_:-]",
+        violations,
+    )
+}
+
 /// Reads `eventTypes/{event_type}` from the required field `field`.
 pub(crate) fn event_type(field: &str, text: &str, violations: &mut Violations) -> Option<EventName> {
     let parsed = text.strip_prefix("eventTypes/").and_then(|id| EventName::new(id).ok());
@@ -44,7 +68,14 @@ pub(crate) fn event_type(field: &str, text: &str, violations: &mut Violations) -
     )
 }
 
-fn named<T>(field: &str, text: &str, parsed: Option<T>, form: &str, violations: &mut Violations) -> Option<T> {
+/// Notes it if a name could not be read.
+pub(crate) fn named<T>(
+    field: &str,
+    text: &str,
+    parsed: Option<T>,
+    form: &str,
+    violations: &mut Violations,
+) -> Option<T> {
     if parsed.is_none() {
         let reason = if text.is_empty() { "REQUIRED" } else { "MALFORMED" };
         violations.add(field, reason, format!("must be {form}"));

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use postrider_common::key::{self, Key, Parked};
+use postrider_common::model::bits::Bits;
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, Op, Revision, Write};
 use postrider_common::time::Timestamp;
@@ -18,7 +19,6 @@ use postrider_common::wire::stored;
 use super::counts::{Change, Changed, Counts, Ended, Tallies};
 use super::pack::{self, Group, Pack};
 use crate::shard::delivery::{Batch, Destination, End, Origin, Record, Rewrite, SourceId, size};
-use postrider_common::model::bits::Bits;
 
 /// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
 pub const DRAFT_OPS: usize = 100;

@@ -12,7 +12,7 @@ pub mod deletions;
 pub mod pack;
 mod writer;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use postrider_common::entropy::SharedEntropy;
@@ -53,7 +53,7 @@ struct Shared {
 struct Slot {
     tenure: Tenure,
     inbox: Mutex<Inbox>,
-    unwritten: AtomicUsize,
+    counts: Arc<Counts>,
     /// Segments of dead letters that are replaced.
     rewritten: AtomicUsize,
     written: Mutex<Vec<Parked>>,
@@ -62,6 +62,13 @@ struct Slot {
     worker: Arc<Notify>,
     purse: Arc<Purse>,
     fenced: CancellationToken,
+}
+
+/// How many records a worker has handed over, and how many of them are unwritten.
+#[derive(Default)]
+struct Counts {
+    handed: AtomicU64,
+    unwritten: AtomicUsize,
 }
 
 struct Inbox {
@@ -120,7 +127,7 @@ impl Ledger {
                     queued: false,
                     closed: false,
                 }),
-                unwritten: AtomicUsize::new(0),
+                counts: Arc::default(),
                 rewritten: AtomicUsize::new(0),
                 written: Mutex::default(),
                 waiting: AtomicBool::new(false),
@@ -156,7 +163,11 @@ impl Pen {
             return;
         }
         // Counted before they can be written.
-        self.slot.unwritten.fetch_add(records.len(), Ordering::SeqCst);
+        self.slot.counts.unwritten.fetch_add(records.len(), Ordering::SeqCst);
+        self.slot
+            .counts
+            .handed
+            .fetch_add(records.len() as u64, Ordering::SeqCst);
         let mut inbox = lock(&self.slot.inbox);
         inbox.records.append(records);
         let news = !std::mem::replace(&mut inbox.queued, true);
@@ -168,9 +179,9 @@ impl Pen {
 
     /// Whether an attempt may start. If not, the worker is notified when to ask again.
     pub fn may_start(&self) -> bool {
-        if self.slot.unwritten.load(Ordering::SeqCst) > UNWRITTEN_LIMIT {
+        if self.slot.counts.unwritten.load(Ordering::SeqCst) > UNWRITTEN_LIMIT {
             self.slot.waiting.store(true, Ordering::SeqCst);
-            if self.slot.unwritten.load(Ordering::SeqCst) > UNWRITTEN_LIMIT {
+            if self.slot.counts.unwritten.load(Ordering::SeqCst) > UNWRITTEN_LIMIT {
                 return false;
             }
         }
@@ -195,11 +206,16 @@ impl Pen {
         self.slot.rewritten.load(Ordering::SeqCst)
     }
 
+    /// Tells how far the ledger is with this worker's records.
+    pub fn written(&self) -> Written {
+        Written(self.slot.counts.clone())
+    }
+
     /// Returns when nothing is unwritten, or the tenure is over.
     pub async fn flushed(&self) {
         loop {
             self.slot.waiting.store(true, Ordering::SeqCst);
-            if self.slot.unwritten.load(Ordering::SeqCst) == 0 || self.slot.fenced.is_cancelled() {
+            if self.slot.counts.unwritten.load(Ordering::SeqCst) == 0 || self.slot.fenced.is_cancelled() {
                 return;
             }
             tokio::select! {
@@ -212,6 +228,47 @@ impl Pen {
     /// Cancelled when the ledger finds that the tenure is over.
     pub fn fenced(&self) -> &CancellationToken {
         &self.slot.fenced
+    }
+}
+
+/// Tells how far the ledger is with the records of one worker.
+#[derive(Clone)]
+pub struct Written(Arc<Counts>);
+
+impl Written {
+    /// How many records the worker has handed over.
+    pub fn handed(&self) -> u64 {
+        self.0.handed.load(Ordering::SeqCst)
+    }
+
+    /// How many of them, at least, are written: the first ones. (While the store is full, deletions overtake what has to be put; then nothing that
+    /// goes by this number can be put either.)
+    pub fn count(&self) -> u64 {
+        // In this order: what is handed over in between must not count.
+        let handed = self.handed();
+        handed.saturating_sub(self.0.unwritten.load(Ordering::SeqCst) as u64)
+    }
+}
+
+#[cfg(test)]
+impl Written {
+    /// Of a ledger that was handed so many records, and has written so many of them.
+    pub(crate) fn of(handed: usize, written: usize) -> Self {
+        let this = Self(Arc::default());
+        this.hand(handed);
+        this.write(written);
+        this
+    }
+
+    /// More records are handed over.
+    pub(crate) fn hand(&self, count: usize) {
+        self.0.unwritten.fetch_add(count, Ordering::SeqCst);
+        self.0.handed.fetch_add(count as u64, Ordering::SeqCst);
+    }
+
+    /// More of them are written.
+    pub(crate) fn write(&self, count: usize) {
+        self.0.unwritten.fetch_sub(count, Ordering::SeqCst);
     }
 }
 
@@ -230,7 +287,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Slot {
     /// Records that need no more writing.
     fn written_off(&self, count: usize) {
-        self.unwritten.fetch_sub(count, Ordering::SeqCst);
+        self.counts.unwritten.fetch_sub(count, Ordering::SeqCst);
         if self.waiting.swap(false, Ordering::SeqCst) {
             self.worker.notify_one();
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked};
+use postrider_common::model::history::Fate;
 use postrider_common::model::segment::Event;
 use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::Webhook;
@@ -321,7 +322,9 @@ impl State {
             return None;
         }
         if let Some(reason) = doomed {
-            self.used_up(at, deliveries, reason, now, effects);
+            for delivery in self.used_up(at, deliveries, reason, now, effects) {
+                self.die(delivery, reason, now, effects);
+            }
             return None;
         }
         let start = Start {
@@ -439,7 +442,14 @@ impl State {
         self.moved(to, delivery, effects);
     }
 
-    fn die(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
+    /// It dies without an attempt.
+    fn die(&mut self, delivery: Delivery, reason: &'static str, now: Timestamp, effects: &mut Effects) {
+        effects.history.open(delivery.entry(now, None));
+        effects.history.carry(delivery.carried(Fate::Dead(reason.into())));
+        self.bury(delivery, reason, now, effects);
+    }
+
+    fn bury(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
         reason.clone_into(&mut delivery.state.reason);
         delivery.state.due = now;
         self.tally.dead += 1;
@@ -452,8 +462,11 @@ impl State {
     }
 
     /// Somebody cancelled it.
-    fn cancel(&mut self, delivery: &Delivery, effects: &mut Effects) {
+    fn cancel(&mut self, delivery: &Delivery, now: Timestamp, effects: &mut Effects) {
         self.tally.dropped += 1;
+        effects.history.open(delivery.entry(now, None));
+        let why = Dropped::Cancelled.as_str().into();
+        effects.history.carry(delivery.carried(Fate::Dropped(why)));
         self.over(delivery, End::Dropped(Dropped::Cancelled), effects);
     }
 

@@ -93,7 +93,7 @@ impl State {
             && delivery.state.blocked != 0
         {
             if overruled == Some(Overrule::Cancel) {
-                return self.cancel(&delivery, effects);
+                return self.cancel(&delivery, now, effects);
             }
             if overruled.is_none() && delivery.state.blocked == order.generation() {
                 order.block();
@@ -154,7 +154,7 @@ impl State {
         self.lane(at)?.order.as_ref()?.blocks(delivery)
     }
 
-    /// Deliveries of one request are used up.
+    /// Deliveries of one request are used up. Those that become dead letters are given back; none if they wait.
     pub(super) fn used_up(
         &mut self,
         at: usize,
@@ -162,13 +162,13 @@ impl State {
         reason: &str,
         now: Timestamp,
         effects: &mut Effects,
-    ) {
-        let Some(first) = deliveries.first() else { return };
+    ) -> Vec<Delivery> {
+        let Some(first) = deliveries.first() else {
+            return deliveries;
+        };
         let batch = first.batch.clone();
         let Some(generation) = self.blocks(at, first) else {
-            return deliveries
-                .into_iter()
-                .for_each(|delivery| self.die(delivery, reason, now, effects));
+            return deliveries;
         };
         self.hold(at, first, true, now, effects);
         for delivery in &mut deliveries {
@@ -182,6 +182,7 @@ impl State {
                 .into_iter()
                 .for_each(|delivery| self.park(at, delivery, effects)),
         }
+        Vec::new()
     }
 
     /// What stands behind a delivery that waits gives its room in memory to others, if they need it; if it is `blocked` in any case.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key;
 use postrider_common::model::failing::Failing;
+use postrider_common::model::history::{self, Fate};
+use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::Webhook;
 use postrider_common::retry::Next;
 use postrider_common::time::Timestamp;
@@ -19,7 +21,8 @@ use crate::shard::delivery::{Delivery, Effects, End, Known, Record, Suspend};
 use crate::shard::lane::{Config, Lane};
 
 impl State {
-    /// An attempt ended. `fraction` in `0.0..1.0` is the jitter of the next one.
+    /// An attempt ended. `fraction` in `0.0..1.0` is the jitter of the next one. Answers which entry of `effects.history` tells of it: what the attempt
+    /// saw is for the caller to add.
     pub fn ended(
         &mut self,
         attempt: AttemptId,
@@ -27,14 +30,12 @@ impl State {
         now: Timestamp,
         fraction: f64,
         effects: &mut Effects,
-    ) {
-        let Some(flight) = self.flights.get_mut(attempt.0).and_then(Option::take) else {
-            return;
-        };
+    ) -> Option<usize> {
+        let flight = self.flights.get_mut(attempt.0).and_then(Option::take)?;
         self.vacant_flights.push(attempt.0);
         self.in_flight -= 1;
         let (at, deliveries) = (flight.lane, flight.deliveries);
-        let Some(lane) = self.lane(at) else { return };
+        let lane = self.lane(at)?;
         lane.in_flight -= 1;
         lane.forget(deliveries.iter().map(|delivery| delivery.bytes).sum());
         if let (Some(order), Some(first)) = (&mut lane.order, deliveries.first()) {
@@ -42,6 +43,7 @@ impl State {
         }
         lane.breaker.ended(health(&outcome, &deliveries), now, fraction);
         self.note(at, effects);
+        let told = tell(&outcome, &deliveries, &flight.webhook, now, effects);
         match outcome {
             Outcome::Delivered { .. } => self.delivered(&deliveries, effects),
             Outcome::Failed {
@@ -75,7 +77,7 @@ impl State {
                 }
             }
             Outcome::NotMade { .. } => {
-                let Some(lane) = self.lane(at) else { return };
+                let lane = self.lane(at)?;
                 lane.paused_until = lane.paused_until.max(now + NOT_MADE_PAUSE);
                 lane.put_back(deliveries);
                 self.tally.not_made += 1;
@@ -83,6 +85,7 @@ impl State {
             }
         }
         self.settle(at, now, effects);
+        told
     }
 
     /// Keeps in the store what the death of this agent must not make forgotten: since when a webhook has only failed.
@@ -139,6 +142,7 @@ impl State {
     }
 
     fn delivered(&mut self, deliveries: &[Delivery], effects: &mut Effects) {
+        carry(deliveries, &Fate::Delivered, effects);
         self.tally.delivered += deliveries.len() as u64;
         match deliveries {
             [first, ..] if first.batch.is_some() => {
@@ -171,6 +175,7 @@ impl State {
     ) {
         self.tally.failed(failure.reason);
         self.tally.delivered += over.len() as u64;
+        carry(&over, &Fate::Delivered, effects);
         let present = match self.lane(at).map(|lane| &lane.config) {
             Some(Config::Known(webhook, _)) => Some(webhook.clone()),
             Some(Config::Unknown | Config::Unreadable | Config::Gone(_)) | None => None,
@@ -204,6 +209,7 @@ impl State {
                 delivery.state.due = due;
                 delivery.state.blocked = blocked.unwrap_or_default();
             }
+            carry(&deliveries, &Fate::Waiting(due), effects);
             // What is left of a batch is another one: a receiver that remembers ids has seen the first.
             let id = if over.is_empty() {
                 id.clone()
@@ -224,6 +230,8 @@ impl State {
             .for_each(|delivery| self.over(delivery, End::Delivered, effects));
         for delivery in deliveries {
             if gone {
+                let fate = Fate::Dropped(Dropped::WebhookDeleted.as_str().into());
+                carry(std::slice::from_ref(&delivery), &fate, effects);
                 self.abandon(&delivery, effects);
             } else {
                 self.after_failure(at, delivery, &next, now, effects);
@@ -232,20 +240,59 @@ impl State {
     }
 
     fn after_failure(&mut self, at: usize, mut delivery: Delivery, next: &Next, now: Timestamp, effects: &mut Effects) {
-        match next {
-            Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= *due) => {
-                self.used_up(at, vec![delivery], EXPIRED, now, effects);
-            }
+        let reason = match next {
+            Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= *due) => EXPIRED.to_owned(),
             Next::At(due) => {
                 delivery.state.due = *due;
+                carry(std::slice::from_ref(&delivery), &Fate::Waiting(*due), effects);
                 self.hold(at, &delivery, false, now, effects);
-                self.park(at, delivery, effects);
+                return self.park(at, delivery, effects);
             }
-            Next::UsedUp(_) => {
-                let reason = std::mem::take(&mut delivery.state.reason);
-                self.used_up(at, vec![delivery], &reason, now, effects);
-            }
+            Next::UsedUp(_) => std::mem::take(&mut delivery.state.reason),
+        };
+        let fate = match self.blocks(at, &delivery) {
+            Some(_) => Fate::Waiting(now),
+            None => Fate::Dead(reason.clone().into()),
+        };
+        carry(std::slice::from_ref(&delivery), &fate, effects);
+        for delivery in self.used_up(at, vec![delivery], &reason, now, effects) {
+            self.bury(delivery, &reason, now, effects);
         }
+    }
+}
+
+/// Begins what the history tells of an attempt; what became of its deliveries follows with [`carry`].
+fn tell(
+    outcome: &Outcome,
+    deliveries: &[Delivery],
+    webhook: &Webhook,
+    now: Timestamp,
+    effects: &mut Effects,
+) -> Option<usize> {
+    let first = deliveries.first()?;
+    let (status, reason) = match outcome {
+        Outcome::Delivered { status } => (Some(*status), ""),
+        Outcome::Partial { status, .. } => (Some(*status), Reason::Partial.as_str()),
+        Outcome::Failed { reason, status, .. } => (*status, reason.as_str()),
+        Outcome::NotMade { .. } => return None,
+    };
+    let attempt = history::Attempt {
+        number: first.state.attempts.saturating_add(1),
+        message: first.batch.clone().filter(|batch| **batch != *first.event.id.as_str()),
+        generation: webhook.generation,
+        status,
+        reason: reason.into(),
+        ..history::Attempt::default()
+    };
+    let place = effects.history.len();
+    effects.history.open(first.entry(now, Some(attempt)));
+    Some(place)
+}
+
+/// Tells what became of deliveries of the attempt that was begun last.
+fn carry(deliveries: &[Delivery], fate: &Fate, effects: &mut Effects) {
+    for delivery in deliveries {
+        effects.history.carry(delivery.carried(fate.clone()));
     }
 }
 

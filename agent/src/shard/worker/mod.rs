@@ -37,6 +37,7 @@ use super::shards::{Command, Shards};
 use super::state::{AttemptId, Start, State};
 use crate::attempt::{Attempt, Evidence, Made, Outcome, Sent};
 use crate::catalog::Changed;
+use crate::history::{Journal, seen};
 use crate::suspension;
 
 /// The longest sleep: the wall clock may be set meanwhile.
@@ -48,6 +49,9 @@ const UNSAFE_PAUSE: Duration = Duration::from_millis(20);
 /// How long a shard that is given up waits for its progress to be written. A store that takes nothing, full or away, must not keep the shard from
 /// everybody; what is not written by then is repeated by the next owner.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a shard that is given up waits for the last of its history to be written: it answers within milliseconds, or is dropped.
+const HISTORY_DEADLINE: Duration = Duration::from_millis(500);
 
 /// How long the tasks of a worker that ends may take to notice.
 const STOP_GRACE: Duration = Duration::from_millis(100);
@@ -85,6 +89,7 @@ pub(super) struct Worker {
     state: State,
     effects: Effects,
     pen: Pen,
+    journal: Journal,
     purse: Arc<Purse>,
     wake: Arc<Notify>,
     feed: Feed,
@@ -157,6 +162,8 @@ impl Worker {
                 tracing::warn!(shard = %worker.tenure.shard, "a shard is given up before its progress was written");
             }
         }
+        // Nobody waits long for what is only told.
+        let _ = tokio::time::timeout(HISTORY_DEADLINE, worker.journal.close()).await;
         end
     }
 
@@ -168,6 +175,7 @@ impl Worker {
         let pen = shards
             .ledger
             .open(tenure.clone(), found.book, wake.clone(), purse.clone(), fenced);
+        let journal = shards.history.open(&tenure, pen.written());
         let mut state = State::new(tenure.shard, tenure.epoch, shards.limits.suspend_after);
         let mut effects = Effects::default();
         let now = shards.deps.clock.now();
@@ -193,6 +201,7 @@ impl Worker {
             state,
             effects,
             pen,
+            journal,
             purse,
             wake,
             feed,
@@ -372,7 +381,7 @@ impl Worker {
 
     /// Takes in an attempt that has ended. Its outcome decides what follows; its evidence is for people.
     fn attempt_ended(&mut self, id: AttemptId, made: Made, now: Timestamp) {
-        let Made { outcome, evidence: _ } = made;
+        let Made { outcome, evidence } = made;
         let fraction = match &outcome {
             Outcome::Failed { .. } | Outcome::Partial { .. } => self.shards.deps.entropy.fraction(),
             Outcome::NotMade { why } => {
@@ -381,7 +390,10 @@ impl Worker {
             }
             Outcome::Delivered { .. } => 0.0,
         };
-        self.state.ended(id, outcome, now, fraction, &mut self.effects);
+        let told = self.state.ended(id, outcome, now, fraction, &mut self.effects);
+        if let Some(entry) = told.and_then(|place| self.effects.history.entry_mut(place)) {
+            seen::complete(entry, evidence);
+        }
     }
 
     fn changed(&mut self, changed: Result<Changed, RecvError>) {
@@ -410,6 +422,7 @@ impl Worker {
     fn record(&mut self) {
         self.purse.put(std::mem::take(&mut self.effects.freed));
         self.pen.record(&mut self.effects.records);
+        self.journal.add(&mut self.effects.history);
         for suspend in self.effects.suspensions.drain(..) {
             // If too many wait, the next failure asks again.
             self.shards.deps.suspender.suspend(suspension::Request {

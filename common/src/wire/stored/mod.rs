@@ -4,6 +4,7 @@
 
 mod auth;
 mod command;
+mod history;
 mod progress;
 mod testing;
 mod usage;
@@ -14,7 +15,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider_proto::stored as pb;
-use prost::Message as _;
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
@@ -27,6 +27,7 @@ use crate::store::Revision;
 use crate::time::Timestamp;
 
 pub use command::{decode_command, encode_command};
+pub use history::{pack_history, unpack_history};
 pub use progress::{Progress, decode_progress, encode_progress};
 pub use testing::{decode_test, decode_transcript, encode_test, encode_transcript};
 use usage::usage_entry;
@@ -77,7 +78,11 @@ pub fn decode<M: prost::Message + Default>(bytes: Bytes) -> Result<M, Unreadable
 
 /// Packs a segment: protobuf, compressed, framed.
 pub fn pack(segment: Segment) -> Bytes {
-    let body = segment_to_pb(segment).encode_to_vec();
+    pack_message(&segment_to_pb(segment))
+}
+
+fn pack_message(message: &impl prost::Message) -> Bytes {
+    let body = message.encode_to_vec();
     let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let compressed = if body.len() < COMPRESS_FROM {
         None
@@ -101,17 +106,20 @@ pub fn pack(segment: Segment) -> Bytes {
 /// # Errors
 /// [`Unreadable`] if the bytes are not a segment of a version that this release reads.
 pub fn unpack(bytes: Bytes) -> Result<Segment, Unreadable> {
+    segment_from_pb(decode(unpack_message(bytes)?)?)
+}
+
+fn unpack_message(bytes: Bytes) -> Result<Bytes, Unreadable> {
     let packed: pb::Packed = decode(bytes)?;
     readable_version(packed.version)?;
     if packed.size > MAX_UNPACKED {
         return Err(Unreadable(format!("a segment of {} bytes", packed.size)));
     }
-    let body = match packed.codec {
-        0 => packed.body,
-        1 => decompress(&packed.body, packed.size as usize)?.into(),
-        other => return Err(Unreadable(format!("codec {other}"))),
-    };
-    segment_from_pb(decode(body)?)
+    match packed.codec {
+        0 => Ok(packed.body),
+        1 => Ok(decompress(&packed.body, packed.size as usize)?.into()),
+        other => Err(Unreadable(format!("codec {other}"))),
+    }
 }
 
 thread_local! {

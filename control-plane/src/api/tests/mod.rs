@@ -3,6 +3,7 @@
 mod auth_inputs;
 mod auth_secrets;
 mod batching;
+mod deliveries;
 mod inputs;
 mod ordering;
 mod resources;
@@ -25,6 +26,7 @@ use postrider_common::task::Group;
 use postrider_common::time::SystemClock;
 use postrider_proto::v1::account_service_client::AccountServiceClient;
 use postrider_proto::v1::cluster_service_client::ClusterServiceClient;
+use postrider_proto::v1::delivery_service_client::DeliveryServiceClient;
 use postrider_proto::v1::event_type_service_client::EventTypeServiceClient;
 use postrider_proto::v1::webhook_service_client::WebhookServiceClient;
 use postrider_proto::v1::{self, auth};
@@ -46,6 +48,9 @@ struct Server {
     event_types: EventTypeServiceClient<Channel>,
     accounts: AccountServiceClient<Channel>,
     cluster: ClusterServiceClient<Channel>,
+    deliveries: DeliveryServiceClient<Channel>,
+    /// Tells calls without an end to end.
+    stop: CancellationToken,
     /// The revisions that the catalog was waited for.
     waited: Arc<Mutex<Vec<Revision>>>,
     /// Stops the server when it is dropped.
@@ -62,6 +67,7 @@ async fn serve() -> Server {
         uid: Uid::new("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8c").unwrap(),
         shard_count: NonZeroU16::new(64).unwrap(),
     };
+    let stop = CancellationToken::new();
     let shared: SharedStore = Arc::new(store.clone());
     let clock: SharedClock = Arc::new(SystemClock);
     let dedupe = Arc::new(DedupeLease::new(Arc::clone(&shared)));
@@ -97,6 +103,7 @@ async fn serve() -> Server {
             account_waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))
         }),
+        stop: stop.clone(),
         types_catch_up: Arc::new(move |revision| {
             type_waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))
@@ -123,6 +130,8 @@ async fn serve() -> Server {
         event_types: EventTypeServiceClient::new(channel.clone()),
         accounts: AccountServiceClient::new(channel.clone()),
         cluster: ClusterServiceClient::new(channel.clone()),
+        deliveries: DeliveryServiceClient::new(channel.clone()),
+        stop,
         channel,
         waited,
         _group: group,

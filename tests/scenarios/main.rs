@@ -16,6 +16,7 @@ mod crash;
 mod deliver;
 mod handover;
 mod lifecycle;
+mod never_retry;
 mod operational_events;
 mod payload;
 mod publish;

@@ -91,6 +91,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
             multiplier: webhook.retry.multiplier,
             max_delay: Some(duration(webhook.retry.max_delay)),
             max_age: Some(duration(webhook.retry.max_age)),
+            never_retry: webhook.retry.never_retry.iter().map(ToString::to_string).collect(),
         }),
         payload: Some(v1::PayloadOptions {
             format: match webhook.payload_format {

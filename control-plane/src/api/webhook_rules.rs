@@ -17,6 +17,7 @@ use v1::payload_options::Format;
 use super::auth_rules::{self, DraftAuth};
 use super::batching_rules;
 use super::header_rules;
+use super::never_retry_rules;
 use super::status::Violations;
 use super::text_rules::{description, display_name, duration, known, labels, not_available};
 use super::url_rules::UrlCheck;
@@ -254,5 +255,6 @@ fn check_retry(retry: &v1::RetryPolicy, violations: &mut Violations) -> retry::P
         multiplier,
         max_delay,
         max_age,
+        never_retry: never_retry_rules::check(&at("never_retry"), &retry.never_retry, violations),
     }
 }

@@ -211,7 +211,7 @@ impl Webhooks {
             batching: draft.batching.clone(),
             timeout: None,
             rate_limit: None,
-            retry: draft.retry,
+            retry: draft.retry.clone(),
             headers: Vec::new(),
             labels: draft.labels.clone(),
             suspension: None,

@@ -196,6 +196,7 @@ fn retry_to_pb(policy: &retry::Policy) -> pb::RetryPolicy {
         multiplier,
         max_delay_ms: unless(policy.max_delay, default.max_delay),
         max_age_ms: unless(policy.max_age, default.max_age),
+        never_retry: policy.never_retry.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -218,6 +219,11 @@ fn retry_from_pb(policy: pb::RetryPolicy) -> retry::Policy {
         },
         max_delay: or(policy.max_delay_ms, default.max_delay),
         max_age: or(policy.max_age_ms, default.max_age),
+        never_retry: policy
+            .never_retry
+            .iter()
+            .filter_map(|text| retry::Final::parse(text))
+            .collect(),
     }
 }
 

@@ -389,6 +389,60 @@ async fn numbers_and_durations_out_of_range_are_refused() {
 }
 
 #[tokio::test]
+async fn failures_that_cannot_be_called_final_are_refused_by_number() {
+    let named = |texts: &[&str], field, reason| {
+        let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
+        let change = move |webhook: &mut Webhook| {
+            webhook.retry.get_or_insert_default().never_retry.clone_from(&texts);
+        };
+        row(format!("{field} {reason}"), change, field, reason)
+    };
+    const FIRST: &str = "webhook.retry.never_retry[0]";
+    let mut rows: Vec<Row> = [
+        "",
+        " 404",
+        "404 ",
+        "399",
+        "600",
+        "200",
+        "0404",
+        "4XX",
+        "3xx",
+        "6xx",
+        "40x",
+        "4",
+        "٤٠٤",
+        "tls",
+        "STATUS",
+        "GONE",
+        "THROTTLED",
+        "PARTIAL",
+        "EXPIRED",
+        "*",
+    ]
+    .map(|text| named(&[text], FIRST, "UNKNOWN_VALUE"))
+    .into();
+    rows.push(named(
+        &["404", "4xx", "404"],
+        "webhook.retry.never_retry[2]",
+        "DUPLICATE",
+    ));
+    let many: Vec<String> = (400..433).map(|status| status.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    rows.push(named(&many, "webhook.retry.never_retry", "TOO_MANY"));
+    refused(rows).await;
+    let mut webhook = valid();
+    webhook.retry.get_or_insert_default().never_retry = ["x", "TLS", "TLS", "y"].map(String::from).into();
+    let request = v1::CreateWebhookRequest {
+        webhook: Some(webhook),
+        ..create_request()
+    };
+    let status = serve().await.webhooks.create_webhook(request).await.unwrap_err();
+    let fields = mistakes(&status).into_iter().map(|(field, _)| field);
+    assert!(fields.eq([0, 2, 3].map(|index| format!("webhook.retry.never_retry[{index}]"))));
+}
+
+#[tokio::test]
 async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
     const NO: &str = "NOT_AVAILABLE";
     const UNKNOWN: &str = "UNKNOWN_VALUE";

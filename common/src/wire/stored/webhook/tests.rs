@@ -81,6 +81,18 @@ proptest! {
 }
 
 #[test]
+fn final_failures_are_read_as_they_were_written_and_those_of_a_later_release_are_left_out() {
+    let never_retry = ["404", "TLS", "5xx"].map(|text| retry::Final::parse(text).unwrap());
+    let mut webhook = webhook();
+    webhook.retry.never_retry = never_retry.into();
+    let bytes = encode_webhook(&webhook);
+    assert_eq!(decoded(bytes.clone()), webhook);
+    let mut stored: pb::Webhook = decode(bytes).unwrap();
+    stored.retry.as_mut().unwrap().never_retry.insert(1, "LATER".into());
+    assert_eq!(decoded(encode(&stored)), webhook);
+}
+
+#[test]
 fn a_failing_webhook_is_read_as_it_was_written() {
     let failing = Failing {
         uid: webhook().uid,

@@ -14,6 +14,7 @@ mod auth_kinds;
 mod batches;
 mod crash;
 mod deliver;
+mod filter;
 mod handover;
 mod lifecycle;
 mod never_retry;

@@ -51,7 +51,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         target_url: webhook.target_url.clone(),
         auth: Some(auth(&webhook.auth, now)),
         event_types: webhook.event_types.iter().map(ToString::to_string).collect(),
-        filter: String::new(),
+        filter: webhook.filter.clone().unwrap_or_default(),
         active: Some(webhook.active),
         state: state.into(),
         state_reason,

@@ -8,6 +8,7 @@ use postrider_common::shard::ShardId;
 use postrider_common::store::MAX_OPS;
 use postrider_common::store::once::LANE_OPS;
 
+use super::judge::Judge;
 use crate::catalog::{Subscriber, Table};
 
 /// Most deliveries that one request may cause. One transaction holds them all; with more, their numbers alone would outgrow it.
@@ -32,6 +33,10 @@ pub(crate) struct Fanout {
     pub(crate) matched: Vec<u32>,
     /// What each shard gets; no shard twice.
     pub(crate) parts: Vec<Part>,
+    /// How often a filter had no value: the event did not match.
+    pub(crate) filter_errors: usize,
+    /// How often a filter could not be asked: the event matched.
+    pub(crate) filter_skips: usize,
 }
 
 /// What one shard gets.
@@ -62,15 +67,16 @@ pub(crate) struct Share {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooWide;
 
-/// Finds the webhooks in `table` that want each of `events`.
+/// Finds the webhooks in `table` that want each of `events`: by its name, and if their filter is true for it.
 ///
 /// # Errors
 /// [`TooWide`] beyond [`MAX_DELIVERIES`] or [`MAX_SHARDS`].
 pub(crate) fn fan_out(events: &[Arc<Event>], table: &Table) -> Result<Fanout, TooWide> {
     let mut fanout = Fanout {
         matched: Vec::with_capacity(events.len()),
-        parts: Vec::new(),
+        ..Fanout::default()
     };
+    let mut judge = Judge::default();
     // Where each webhook's share is: the part and its place in it.
     let mut shares: HashMap<*const Subscriber, (usize, usize)> = HashMap::new();
     let mut before: Option<&Arc<Event>> = None;
@@ -81,19 +87,30 @@ pub(crate) fn fan_out(events: &[Arc<Event>], table: &Table) -> Result<Fanout, To
             matching = table.matching(&event.name);
         }
         before = Some(event);
-        deliveries += matching.len();
-        if deliveries > MAX_DELIVERIES {
-            return Err(TooWide);
-        }
-        fanout.matched.push(u32::try_from(matching.len()).unwrap_or(u32::MAX));
+        judge.next(event);
+        let mut matched = 0;
         for &subscriber in &matching {
+            if subscriber
+                .filter
+                .as_ref()
+                .is_some_and(|filter| !judge.lets_through(filter))
+            {
+                continue;
+            }
+            matched += 1;
             let place = shares.entry(Arc::as_ptr(subscriber));
             let (part, share) = *place.or_insert_with(|| new_share(&mut fanout.parts, subscriber));
             if let Some(part) = fanout.parts.get_mut(part) {
                 part.add(number, event, share);
             }
         }
+        deliveries += matched;
+        if deliveries > MAX_DELIVERIES {
+            return Err(TooWide);
+        }
+        fanout.matched.push(u32::try_from(matched).unwrap_or(u32::MAX));
     }
+    (fanout.filter_errors, fanout.filter_skips) = judge.troubles();
     if fanout.parts.len() > MAX_SHARDS {
         return Err(TooWide);
     }

@@ -16,6 +16,7 @@ mod batch;
 mod fanout;
 mod idempotency;
 mod json;
+mod judge;
 mod operational;
 mod queue;
 mod screen;
@@ -146,6 +147,8 @@ impl Publisher {
         if self.fullness.is_full() {
             return Err(Error::StoreFull);
         }
+        Counters::count(&self.counters.filter_errors, fanout.filter_errors);
+        Counters::count(&self.counters.filter_skips, fanout.filter_skips);
         let answer = answer(&admitted, &fanout);
         let dedupe = admitted
             .request_id

@@ -144,6 +144,7 @@ fn an_event_for_several_webhooks_of_a_shard_is_stored_once_and_one_webhook_has_o
     let newer = webhooks.clone().map(|subscriber| {
         let revision = postrider_common::store::Revision(9);
         Arc::new(crate::catalog::Subscriber {
+            filter: None,
             revision,
             ..(*subscriber).clone()
         })

@@ -22,6 +22,7 @@ fn webhook() -> Webhook {
         target_url: "https://example.com/".into(),
         auth: Auth::None,
         event_types: vec![EventPattern::parse("COURSE_*").unwrap()],
+        filter: None,
         active: true,
         when_inactive: WhenInactive::Hold,
         max_in_flight: NonZeroU32::new(3),
@@ -43,12 +44,13 @@ fn decoded(bytes: Bytes) -> Webhook {
 
 proptest! {
     #[test]
-    fn suspensions_and_rate_limits_are_read_as_they_were_written(
+    fn suspensions_rate_limits_and_filters_are_read_as_they_were_written(
         reason in "[A-Z]{0,9}", detail in "\\PC{0,20}", time in 0_i64..9_999_999, end in proptest::option::of(1_i64..9_999_999),
-        rate in proptest::option::of((0.01..10_000.0, 0_u32..=10_000)),
+        rate in proptest::option::of((0.01..10_000.0, 0_u32..=10_000)), filter in proptest::option::of("\\PC{1,20}"),
     ) {
         let webhook = Webhook {
             suspension: Some(Suspension { reason, detail, time: Timestamp::from_millis(time), end_time: end.map(Timestamp::from_millis) }),
+            filter,
             rate_limit: rate.and_then(|(per_second, burst)| RateLimit::new(per_second, NonZeroU32::new(burst))),
             ..webhook()
         };

@@ -25,6 +25,7 @@ mod publish_checks;
 mod reflection;
 mod standalone;
 mod unwell;
+mod watch_webhooks;
 
 use std::time::Duration;
 

@@ -30,6 +30,7 @@ pub(crate) mod url_rules;
 mod webhook_fields;
 mod webhook_rules;
 mod webhook_service;
+pub(crate) mod webhook_watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +87,8 @@ pub(crate) struct Deps {
     pub(crate) control_plane: ControlPlaneId,
     /// Judges listener URLs.
     pub(crate) urls: UrlCheck,
+    /// Streams of webhooks.
+    pub(crate) watches: webhook_watch::Watches,
     /// Waits for this replica's webhooks.
     pub(crate) catch_up: CatchUp,
     /// Waits for this replica's event types.

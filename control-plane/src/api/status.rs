@@ -146,6 +146,8 @@ pub(crate) enum Error {
     OutcomeUnknown(String),
     /// The server is stopping: UNAVAILABLE, nothing was done.
     Stopping,
+    /// The caller of a stream did not read it: ABORTED, to be resumed.
+    SlowReader,
     /// A bug, or a store that something else wrote to: INTERNAL.
     Bug(String),
 }
@@ -176,7 +178,7 @@ impl Error {
             Self::Invalid(_) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             Self::Exists { .. } => Code::AlreadyExists,
-            Self::EtagMismatch { .. } | Self::Contended => Code::Aborted,
+            Self::EtagMismatch { .. } | Self::Contended | Self::SlowReader => Code::Aborted,
             Self::WrongState { .. } => Code::FailedPrecondition,
             Self::Quota { .. } | Self::StoreFull => Code::ResourceExhausted,
             Self::StoreAway(_) | Self::OutcomeUnknown(_) | Self::Stopping => Code::Unavailable,
@@ -196,6 +198,7 @@ impl Error {
             Self::StoreFull => "STORE_FULL",
             Self::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
             Self::Stopping => "STOPPING",
+            Self::SlowReader => "SLOW_READER",
             Self::Bug(_) => "INTERNAL",
         }
     }
@@ -241,6 +244,7 @@ impl Error {
                 "the store did not say whether it was done; repeat with the same request_id".into()
             }
             Self::Stopping => "this server is stopping; nothing was done".into(),
+            Self::SlowReader => "the stream was not read; call again with the last token".into(),
             Self::Bug(_) => "internal error".into(),
         }
     }
@@ -256,6 +260,7 @@ impl Error {
             | Self::Exists { .. }
             | Self::EtagMismatch { .. }
             | Self::WrongState { .. }
+            | Self::SlowReader
             | Self::Bug(_) => None,
         }
     }
@@ -310,6 +315,7 @@ impl From<Error> for Status {
             | Error::StoreFull
             | Error::OutcomeUnknown(_)
             | Error::Stopping
+            | Error::SlowReader
             | Error::Bug(_) => {}
         }
         if let Some(delay) = error.retry_after() {

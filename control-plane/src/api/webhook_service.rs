@@ -12,7 +12,7 @@ use super::listing::{Listing, list};
 use super::page::Scope;
 use super::status::{Error, Violations};
 use super::webhook_rules::{self, Draft};
-use super::{Deps, auth_secrets, convert, mask, names, page, webhook_fields};
+use super::{Deps, auth_secrets, convert, mask, names, page, webhook_fields, webhook_watch};
 use crate::catalog::edit::{Apply, Missing, RequestKey};
 
 /// The service.
@@ -71,6 +71,15 @@ impl WebhookService for Webhooks {
         request: Request<v1::RotateSigningSecretRequest>,
     ) -> Result<Response<v1::Webhook>, Status> {
         Ok(Response::new(self.rotate(request.into_inner()).await?))
+    }
+
+    type WatchWebhooksStream = webhook_watch::Messages;
+
+    async fn watch_webhooks(
+        &self,
+        request: Request<v1::WatchWebhooksRequest>,
+    ) -> Result<Response<Self::WatchWebhooksStream>, Status> {
+        Ok(Response::new(webhook_watch::watch(&self.0, request.into_inner())?))
     }
 }
 
@@ -203,6 +212,7 @@ impl Webhooks {
             target_url: String::new(),
             auth: Auth::None,
             event_types: Vec::new(),
+            filter: None,
             active: true,
             when_inactive: draft.when_inactive,
             max_in_flight: None,
@@ -212,7 +222,6 @@ impl Webhooks {
             timeout: None,
             rate_limit: None,
             retry: draft.retry.clone(),
-            filter: None,
             headers: Vec::new(),
             labels: draft.labels.clone(),
             suspension: None,
@@ -234,6 +243,7 @@ impl Webhooks {
             description: draft.description,
             target_url: draft.target_url,
             event_types: draft.event_types,
+            filter: draft.filter,
             active: draft.active,
             when_inactive: draft.when_inactive,
             max_in_flight: draft.max_in_flight,
@@ -243,7 +253,6 @@ impl Webhooks {
             timeout: draft.timeout,
             rate_limit: draft.rate_limit,
             retry: draft.retry,
-            filter: draft.filter,
             headers: draft.headers,
             labels: draft.labels,
             suspension: present.suspension.clone(),

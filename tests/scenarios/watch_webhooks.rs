@@ -13,7 +13,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::{ACCOUNT, SOON};
 
-const URL: &str = "http://127.0.0.1:9/hook";
+const URL: &str = "http://127.0.0.1:8443/hook";
 
 async fn watch(client: &Client, token: &str) -> Streaming<WatchWebhooksResponse> {
     let request = WatchWebhooksRequest {

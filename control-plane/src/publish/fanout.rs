@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postrider_common::model::segment::Event;
 use postrider_common::shard::ShardId;
@@ -67,16 +68,17 @@ pub(crate) struct Share {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooWide;
 
-/// Finds the webhooks in `table` that want each of `events`: by its name, and if their filter is true for it.
+/// Finds the webhooks in `table` that want each of `events`: by its name, and if their filter is true for it. `spent` says how
+/// long the request has taken.
 ///
 /// # Errors
 /// [`TooWide`] beyond [`MAX_DELIVERIES`] or [`MAX_SHARDS`].
-pub(crate) fn fan_out(events: &[Arc<Event>], table: &Table) -> Result<Fanout, TooWide> {
+pub(crate) fn fan_out(events: &[Arc<Event>], table: &Table, spent: &dyn Fn() -> Duration) -> Result<Fanout, TooWide> {
     let mut fanout = Fanout {
         matched: Vec::with_capacity(events.len()),
         ..Fanout::default()
     };
-    let mut judge = Judge::default();
+    let mut judge = Judge::new(spent);
     // Where each webhook's share is: the part and its place in it.
     let mut shares: HashMap<*const Subscriber, (usize, usize)> = HashMap::new();
     let mut before: Option<&Arc<Event>> = None;
@@ -209,7 +211,7 @@ pub(super) mod tests {
             });
             let subscribers: Vec<_> = webhooks.map(|webhook| subscriber(webhook, shards)).collect();
             let events: Vec<_> = names.iter().enumerate().map(|(number, name)| event(&format!("e{number}"), name, Bytes::new())).collect();
-            let fanout = fan_out(&events, &Table::new(subscribers.clone())).unwrap();
+            let fanout = fan_out(&events, &Table::new(subscribers.clone()), &|| Duration::ZERO).unwrap();
             for subscriber in &subscribers {
                 let wanted: Vec<_> = events.iter().filter(|event| subscriber.webhook.wants(&event.name)).map(|event| &event.id).collect();
                 let shares: Vec<_> = fanout.parts.iter()
@@ -242,11 +244,14 @@ pub(super) mod tests {
         let events = vec![event("e", "A", Bytes::new()); 1000];
         let many = (0..=MAX_DELIVERIES / 1000).map(|number| subscriber(webhook("a", &format!("w{number}"), &["*"]), 1));
         let table = Table::new(many);
-        assert_eq!(fan_out(&events, &table), Err(TooWide));
-        assert!(fan_out(&events[1..900], &table).is_ok());
+        assert_eq!(fan_out(&events, &table, &|| Duration::ZERO), Err(TooWide));
+        assert!(fan_out(&events[1..900], &table, &|| Duration::ZERO).is_ok());
         let wide = Table::new((0..2000).map(|number| subscriber(webhook("a", &format!("w{number}"), &["*"]), 128)));
-        assert_eq!(fan_out(&events[..1], &wide), Err(TooWide));
+        assert_eq!(fan_out(&events[..1], &wide, &|| Duration::ZERO), Err(TooWide));
         let fitting = Table::new((0..2000).map(|number| subscriber(webhook("a", &format!("w{number}"), &["*"]), 64)));
-        assert_eq!(fan_out(&events[..1], &fitting).unwrap().parts.len(), 64);
+        assert_eq!(
+            fan_out(&events[..1], &fitting, &|| Duration::ZERO).unwrap().parts.len(),
+            64
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::shard::ShardId;
 use crate::store::Revision;
 use crate::time::Timestamp;
 
-/// One key of the store, or a prefix of keys (then it ends with `/`).
+/// One key of the store, or what several keys begin with (mostly up to a `/`).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Arc<str>);
 
@@ -89,6 +89,16 @@ pub fn webhook(account: &AccountId, webhook: &WebhookId) -> Key {
 pub fn parse_webhook(key: &Key) -> Option<(AccountId, WebhookId)> {
     let (account, webhook) = key.as_str().strip_prefix("webhooks/")?.split_once('/')?;
     Some((AccountId::new(account).ok()?, WebhookId::new(webhook).ok()?))
+}
+
+/// What everything begins with that tells of changes of webhooks: the webhooks, their counts, and [`webhook_pulse`].
+pub fn webhook_changes() -> Key {
+    Key::from_stored("webhook")
+}
+
+/// Written while somebody watches webhooks: a watch of [`webhook_changes`] that shows it has shown everything before.
+pub fn webhook_pulse() -> Key {
+    Key::from_stored("webhook-pulse")
 }
 
 /// The event catalogue.

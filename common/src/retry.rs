@@ -1,12 +1,13 @@
 //! When a failed delivery is tried again. Pure.
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
 /// How failed deliveries of a webhook are tried again.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     /// Attempts in all; `None` means no limit but `max_age`.
     pub max_attempts: Option<NonZeroU32>,
@@ -18,6 +19,8 @@ pub struct Policy {
     pub max_delay: Duration,
     /// How long after acceptance an event is still tried.
     pub max_age: Duration,
+    /// Failures that are final: after one of these nothing is tried again.
+    pub never_retry: Vec<Final>,
 }
 
 impl Default for Policy {
@@ -29,6 +32,79 @@ impl Default for Policy {
             multiplier: 2.0,
             max_delay: Duration::from_secs(300),
             max_age: Duration::from_secs(7 * 24 * 3600),
+            never_retry: Vec::new(),
+        }
+    }
+}
+
+/// Failures that come without an answer, or with a redirect, and that a policy may call final, by their stable reasons. STATUS, GONE and THROTTLED are
+/// named by their statuses; PARTIAL is no failure of the request.
+pub const FINAL_REASONS: [&str; 9] = [
+    "BLOCKED_ADDRESS",
+    "CONNECT",
+    "DISCONNECTED",
+    "NAME_NOT_FOUND",
+    "PROTOCOL",
+    "REDIRECT",
+    "TIMEOUT",
+    "TLS",
+    "TOKEN",
+];
+
+/// Statuses that no class covers: they ask to come again later (408, 425, 429, 503), or speak of the webhook rather than of the event (410).
+const IN_NO_CLASS: [u16; 5] = [408, 410, 425, 429, 503];
+
+/// A kind of failure that is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Final {
+    /// An answer with this very status, 400 to 599.
+    Status(u16),
+    /// `4xx`: any answer of 400 to 499 but 408, 410, 425 and 429.
+    ClientError,
+    /// `5xx`: any answer of 500 to 599 but 503.
+    ServerError,
+    /// One of [`FINAL_REASONS`].
+    Reason(&'static str),
+}
+
+impl Final {
+    /// Reads what [`Final`] prints: a status, `4xx`, `5xx`, or a reason. `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "4xx" => Some(Self::ClientError),
+            "5xx" => Some(Self::ServerError),
+            _ if text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let status = text.parse().ok().filter(|status| (400..600).contains(status));
+                status.map(Self::Status)
+            }
+            _ => FINAL_REASONS
+                .into_iter()
+                .find(|reason| *reason == text)
+                .map(Self::Reason),
+        }
+    }
+
+    /// Whether a failure with this stable reason and, if there was an answer, this status is of the kind.
+    pub fn covers(self, reason: &str, status: Option<u16>) -> bool {
+        let within = |class: std::ops::Range<u16>| {
+            status.is_some_and(|status| class.contains(&status) && !IN_NO_CLASS.contains(&status))
+        };
+        match self {
+            Self::Status(exactly) => status == Some(exactly),
+            Self::ClientError => within(400..500),
+            Self::ServerError => within(500..600),
+            Self::Reason(named) => named == reason,
+        }
+    }
+}
+
+impl fmt::Display for Final {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(formatter),
+            Self::ClientError => formatter.write_str("4xx"),
+            Self::ServerError => formatter.write_str("5xx"),
+            Self::Reason(reason) => formatter.write_str(reason),
         }
     }
 }
@@ -49,6 +125,8 @@ pub enum UsedUp {
     Attempts,
     /// `max_age`: the next attempt would come too late.
     Age,
+    /// `never_retry`: the failure is final.
+    Final,
 }
 
 impl Policy {
@@ -72,6 +150,11 @@ impl Policy {
             return Next::UsedUp(UsedUp::Age);
         }
         Next::At(at)
+    }
+
+    /// Whether a failure with this stable reason and, if there was an answer, this status is final, whatever [`Policy::next`] would say.
+    pub fn is_final(&self, reason: &str, status: Option<u16>) -> bool {
+        self.never_retry.iter().any(|kind| kind.covers(reason, status))
     }
 
     fn delay(&self, attempts: u32, fraction: f64) -> Duration {
@@ -120,7 +203,33 @@ mod tests {
                 }
                 Next::UsedUp(UsedUp::Attempts) => prop_assert!(attempts >= most),
                 Next::UsedUp(UsedUp::Age) => prop_assert!(attempts < most),
+                Next::UsedUp(UsedUp::Final) => prop_assert!(false, "only a failure is final"),
             }
+        }
+
+        #[test]
+        fn what_is_read_is_exactly_what_is_printed(text in "[0-9]{1,4}|[3-6]xx|[A-Z_]{2,8}|\\PC{0,6}", known in proptest::sample::select(&FINAL_REASONS[..])) {
+            for text in [text.as_str(), known] {
+                if let Some(kind) = Final::parse(text) {
+                    prop_assert_eq!(kind.to_string(), text);
+                }
+            }
+            prop_assert!(Final::parse(known).is_some());
+        }
+
+        #[test]
+        fn a_status_is_final_if_it_is_named_or_of_a_named_class_that_covers_it(status in 200_u16..700, named in 400_u16..600) {
+            let policy = |texts: &[&str]| Policy {
+                never_retry: texts.iter().map(|text| Final::parse(text).unwrap()).collect(), ..Policy::default()
+            };
+            let exact = policy(&["TLS", &named.to_string()]);
+            prop_assert!(exact.is_final("STATUS", Some(named)));
+            prop_assert_eq!(exact.is_final("STATUS", Some(status)), status == named);
+            let asks_to_wait = [408, 425, 429, 503].contains(&status);
+            let classes = policy(&["4xx", "5xx"]);
+            let expected = (400..600).contains(&status) && !asks_to_wait && status != 410;
+            prop_assert_eq!(classes.is_final("STATUS", Some(status)), expected);
+            prop_assert!(!classes.is_final("TLS", None) && exact.is_final("TLS", None) && !exact.is_final("TIMEOUT", None));
         }
     }
 

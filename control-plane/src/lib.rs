@@ -130,6 +130,7 @@ where
         control_plane: config.id,
         urls: url_check(config.egress),
         stop: stop.clone(),
+        watches: api::webhook_watch::Watches::new(group.clone(), stop.clone()),
         catch_up: Arc::new(move |revision| {
             let catalog = caught_up.clone();
             Box::pin(async move {

@@ -29,7 +29,7 @@ impl Metrics {
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let publish = &self.publish;
-        let counts: [(&str, &str, &AtomicU64); 8] = [
+        let counts: [(&str, &str, &AtomicU64); 10] = [
             (
                 "publish_requests",
                 "Publish requests answered as stored",
@@ -40,6 +40,16 @@ impl Collector for Metrics {
                 "publish_unknown_type_events",
                 "Events taken in whose type is not in the catalogue",
                 &publish.unknown_type_events,
+            ),
+            (
+                "publish_filter_errors",
+                "Filters that had no value for an event, which did not match",
+                &publish.filter_errors,
+            ),
+            (
+                "publish_filter_skips",
+                "Filters that could not be asked about an event, which matched",
+                &publish.filter_skips,
             ),
             (
                 "publish_deliveries",

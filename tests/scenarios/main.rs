@@ -15,10 +15,12 @@ mod auth_kinds;
 mod batches;
 mod crash;
 mod deliver;
+mod filter;
 mod following;
 mod handover;
 mod history;
 mod lifecycle;
+mod never_retry;
 mod operational_events;
 mod payload;
 mod publish;
@@ -28,6 +30,7 @@ mod sequence;
 mod standalone;
 mod test_webhook;
 mod unwell;
+mod watch_webhooks;
 
 use std::time::Duration;
 

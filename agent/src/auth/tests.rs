@@ -32,6 +32,7 @@ fn webhook(auth: Auth) -> Webhook {
         target_url: String::new(),
         auth,
         event_types: Vec::new(),
+        filter: None,
         active: true,
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,

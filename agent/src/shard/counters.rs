@@ -110,3 +110,18 @@ impl Drop for Counted {
         self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use postrider_common::retry::FINAL_REASONS;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_may_be_called_final_but_those_that_statuses_name_better_and_a_part() {
+        let mut reasons: Vec<&str> = REASONS.iter().map(|reason| reason.as_str()).collect();
+        reasons.retain(|reason| !["STATUS", "GONE", "THROTTLED", "PARTIAL"].contains(reason));
+        reasons.sort_unstable();
+        assert_eq!(reasons, FINAL_REASONS);
+    }
+}

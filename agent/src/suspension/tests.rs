@@ -38,6 +38,7 @@ fn webhook() -> Webhook {
         target_url: "https://example.com/hook".into(),
         auth: Auth::None,
         event_types: Vec::new(),
+        filter: None,
         active: true,
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,

@@ -113,6 +113,7 @@ fn test(receiver: SocketAddr) -> Test {
             payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
             batching: postrider_common::model::batching::Batching::default(),
             order: postrider_common::model::order::Order::default(),
+            filter: None,
             rate_limit: None,
             numbered: false,
             suspension: None,

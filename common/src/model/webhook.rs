@@ -47,6 +47,8 @@ pub struct Webhook {
     pub auth: Auth,
     /// The trigger events.
     pub event_types: Vec<EventPattern>,
+    /// A CEL expression that events must fit besides.
+    pub filter: Option<String>,
     /// The activation toggle.
     pub active: bool,
     /// What happens to events published while it is not active.

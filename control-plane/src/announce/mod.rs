@@ -182,6 +182,7 @@ async fn carry_out(deps: &Deps, task: &Task) {
                 | Error::Exists { .. }
                 | Error::EtagMismatch { .. }
                 | Error::WrongState { .. }
+                | Error::SlowReader
                 | Error::Bug(_)),
             ) => {
                 tracing::warn!(error = error.message(), name = %announcement.event.name, "an operational event was refused");

@@ -55,7 +55,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
         target_url: webhook.target_url.clone(),
         auth: Some(auth(&webhook.auth, now)),
         event_types: webhook.event_types.iter().map(ToString::to_string).collect(),
-        filter: String::new(),
+        filter: webhook.filter.clone().unwrap_or_default(),
         active: Some(webhook.active),
         state: state.into(),
         state_reason,
@@ -108,6 +108,7 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
             multiplier: webhook.retry.multiplier,
             max_delay: Some(duration(webhook.retry.max_delay)),
             max_age: Some(duration(webhook.retry.max_age)),
+            never_retry: webhook.retry.never_retry.iter().map(ToString::to_string).collect(),
         }),
         payload: Some(v1::PayloadOptions {
             format: match webhook.payload_format {

@@ -20,6 +20,7 @@ pub(crate) mod json;
 mod listing;
 mod mask;
 pub(crate) mod names;
+mod never_retry_rules;
 mod order_rules;
 pub(crate) mod page;
 pub(crate) mod publish_service;
@@ -33,6 +34,7 @@ pub(crate) mod url_rules;
 mod webhook_fields;
 mod webhook_rules;
 mod webhook_service;
+pub(crate) mod webhook_watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,6 +96,8 @@ pub(crate) struct Deps {
     pub(crate) tests: Tests,
     /// Judges listener URLs.
     pub(crate) urls: UrlCheck,
+    /// Streams of webhooks.
+    pub(crate) watches: webhook_watch::Watches,
     /// Waits for this replica's webhooks.
     pub(crate) catch_up: CatchUp,
     /// Waits for this replica's event types.

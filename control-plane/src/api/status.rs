@@ -156,6 +156,8 @@ pub(crate) enum Error {
     },
     /// The server is stopping: UNAVAILABLE, nothing was done.
     Stopping,
+    /// The caller of a stream did not read it: ABORTED, to be resumed.
+    SlowReader,
     /// A bug, or a store that something else wrote to: INTERNAL.
     Bug(String),
 }
@@ -186,7 +188,7 @@ impl Error {
             Self::Invalid(_) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             Self::Exists { .. } => Code::AlreadyExists,
-            Self::EtagMismatch { .. } | Self::Contended => Code::Aborted,
+            Self::EtagMismatch { .. } | Self::Contended | Self::SlowReader => Code::Aborted,
             Self::WrongState { .. } => Code::FailedPrecondition,
             Self::Quota { .. } | Self::StoreFull => Code::ResourceExhausted,
             Self::StoreAway(_) | Self::OutcomeUnknown(_) | Self::Unserved { .. } | Self::Stopping => Code::Unavailable,
@@ -209,6 +211,7 @@ impl Error {
             Self::StoreFull => "STORE_FULL",
             Self::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
             Self::Stopping => "STOPPING",
+            Self::SlowReader => "SLOW_READER",
             Self::Bug(_) => "INTERNAL",
         }
     }
@@ -255,6 +258,7 @@ impl Error {
             }
             Self::Unserved { description, .. } => (*description).to_owned(),
             Self::Stopping => "this server is stopping; nothing was done".into(),
+            Self::SlowReader => "the stream was not read; call again with the last token".into(),
             Self::Bug(_) => "internal error".into(),
         }
     }
@@ -271,6 +275,7 @@ impl Error {
             | Self::Exists { .. }
             | Self::EtagMismatch { .. }
             | Self::WrongState { .. }
+            | Self::SlowReader
             | Self::Bug(_) => None,
         }
     }
@@ -326,6 +331,7 @@ impl From<Error> for Status {
             | Error::OutcomeUnknown(_)
             | Error::Unserved { .. }
             | Error::Stopping
+            | Error::SlowReader
             | Error::Bug(_) => {}
         }
         if let Some(delay) = error.retry_after() {

@@ -117,13 +117,6 @@ pub(crate) fn known<E: TryFrom<i32> + Default>(field: &str, number: i32, violati
     })
 }
 
-/// Notes that a field of a later release is set.
-pub(crate) fn not_available(field: &str, set: bool, violations: &mut Violations) {
-    if set {
-        violations.add(field, "NOT_AVAILABLE", "is not available in this release");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

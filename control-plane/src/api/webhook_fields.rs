@@ -144,6 +144,7 @@ pub(crate) const FIELDS: Fields<Webhook> = Fields {
         nested!(retry.multiplier),
         nested!(retry.max_delay),
         nested!(retry.max_age),
+        nested!(retry.never_retry),
         whole!(payload),
         nested!(payload.format),
         plain!(headers),

@@ -17,10 +17,12 @@ use v1::payload_options::Format;
 use super::auth_rules::{self, DraftAuth};
 use super::batching_rules;
 use super::header_rules;
+use super::never_retry_rules;
 use super::order_rules;
 use super::status::Violations;
-use super::text_rules::{description, display_name, duration, known, labels, not_available};
+use super::text_rules::{description, display_name, duration, known, labels};
 use super::url_rules::UrlCheck;
+use crate::catalog::filter::Filter;
 
 /// Most trigger events of a webhook.
 const MAX_EVENT_TYPES: usize = 128;
@@ -39,6 +41,7 @@ pub(crate) struct Draft {
     pub(crate) target_url: String,
     pub(crate) auth: DraftAuth,
     pub(crate) event_types: Vec<EventPattern>,
+    pub(crate) filter: Option<String>,
     pub(crate) active: bool,
     pub(crate) when_inactive: WhenInactive,
     pub(crate) max_in_flight: Option<NonZeroU32>,
@@ -65,7 +68,7 @@ pub(crate) fn check(
     display_name("webhook.display_name", &message.display_name, violations);
     description("webhook.description", &message.description, violations);
     labels("webhook.labels", &message.labels, violations);
-    not_available("webhook.filter", !message.filter.is_empty(), violations);
+    let filter = check_filter(message.filter, present, violations);
     let target_url = match present {
         Some(present) if present.target_url == message.target_url => message.target_url,
         _ => urls(&message.target_url).unwrap_or_else(|error| {
@@ -103,6 +106,7 @@ pub(crate) fn check(
     Draft {
         target_url,
         event_types: check_event_types(&message.event_types, violations),
+        filter,
         active: message.active.unwrap_or(true),
         when_inactive,
         max_in_flight,
@@ -120,6 +124,20 @@ pub(crate) fn check(
         description: message.description,
         labels: message.labels,
     }
+}
+
+/// A filter that stays is not judged again: an update of something else must not fail for what an earlier release let in.
+fn check_filter(text: String, present: Option<&Webhook>, violations: &mut Violations) -> Option<String> {
+    if text.is_empty() {
+        return None;
+    }
+    let stays = present.is_some_and(|present| present.filter.as_ref() == Some(&text));
+    if !stays && let Err(flaws) = Filter::compile(&text) {
+        for flaw in flaws {
+            violations.add("webhook.filter", flaw.reason, flaw.description);
+        }
+    }
+    Some(text)
 }
 
 fn check_event_types(texts: &[String], violations: &mut Violations) -> Vec<EventPattern> {
@@ -264,5 +282,6 @@ fn check_retry(retry: &v1::RetryPolicy, violations: &mut Violations) -> retry::P
         multiplier,
         max_delay,
         max_age,
+        never_retry: never_retry_rules::check(&at("never_retry"), &retry.never_retry, violations),
     }
 }

@@ -12,7 +12,7 @@ use super::listing::{Listing, list};
 use super::page::Scope;
 use super::status::{Error, Violations};
 use super::webhook_rules::{self, Draft};
-use super::{Deps, auth_secrets, convert, mask, names, page, webhook_fields};
+use super::{Deps, auth_secrets, convert, mask, names, page, webhook_fields, webhook_watch};
 use crate::catalog::edit::{Apply, Missing, RequestKey};
 
 /// The service.
@@ -78,6 +78,15 @@ impl WebhookService for Webhooks {
         request: Request<v1::TestWebhookRequest>,
     ) -> Result<Response<v1::TestWebhookResponse>, Status> {
         Ok(Response::new(self.test(request.into_inner()).await?))
+    }
+
+    type WatchWebhooksStream = webhook_watch::Messages;
+
+    async fn watch_webhooks(
+        &self,
+        request: Request<v1::WatchWebhooksRequest>,
+    ) -> Result<Response<Self::WatchWebhooksStream>, Status> {
+        Ok(Response::new(webhook_watch::watch(&self.0, request.into_inner())?))
     }
 }
 
@@ -210,6 +219,7 @@ impl Webhooks {
             target_url: String::new(),
             auth: Auth::None,
             event_types: Vec::new(),
+            filter: None,
             active: true,
             when_inactive: draft.when_inactive,
             max_in_flight: None,
@@ -220,7 +230,7 @@ impl Webhooks {
             timeout: None,
             rate_limit: None,
             numbered: false,
-            retry: draft.retry,
+            retry: draft.retry.clone(),
             headers: Vec::new(),
             labels: draft.labels.clone(),
             suspension: None,
@@ -242,6 +252,7 @@ impl Webhooks {
             description: draft.description,
             target_url: draft.target_url,
             event_types: draft.event_types,
+            filter: draft.filter,
             active: draft.active,
             when_inactive: draft.when_inactive,
             max_in_flight: draft.max_in_flight,

@@ -11,14 +11,16 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use postrider_common::id::{AccountId, WebhookId};
-use postrider_common::key;
+use postrider_common::key::{self, Key};
 use postrider_common::model::account::UnknownEventTypes;
+use postrider_common::model::webhook::Webhook;
 use postrider_common::shard;
 use postrider_common::store::mirror::{self, Update};
 use postrider_common::store::{Change, Entry, Revision, SharedStore};
 use postrider_common::task::Group;
 use postrider_common::wire::stored;
 
+use super::filter::Filter;
 use super::types::{KnownType, Types};
 use super::view::{Subscriber, Table};
 
@@ -264,6 +266,7 @@ fn read(entry: Entry, shards: NonZeroU16) -> Option<Arc<Subscriber>> {
     let shard = shard::of(&account, &id, shards);
     match stored::decode_webhook(account, id, entry.value) {
         Ok(webhook) => Some(Arc::new(Subscriber {
+            filter: filter(&webhook, &entry.key),
             webhook: Arc::new(webhook),
             revision: entry.mod_revision,
             shard,
@@ -275,12 +278,24 @@ fn read(entry: Entry, shards: NonZeroU16) -> Option<Arc<Subscriber>> {
     }
 }
 
+/// A filter that does not compile (an earlier release stored it) lets everything through: what a receiver did not want it can throw away, what it
+/// never got it cannot miss.
+fn filter(webhook: &Webhook, key: &Key) -> Option<Arc<Filter>> {
+    match Filter::compile(webhook.filter.as_deref()?) {
+        Ok(filter) => Some(Arc::new(filter)),
+        Err(flaws) => {
+            let flaw = flaws.first().map_or("", |flaw| flaw.description.as_str());
+            tracing::error!(%key, %flaw, "a stored filter does not compile: the webhook gets every event that it asks for by name");
+            None
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use postrider_common::id::EventName;
-    use postrider_common::key::Key;
     use postrider_common::store::memory::MemoryStore;
     use postrider_common::store::{Op, Store, Write};
 

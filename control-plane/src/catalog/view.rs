@@ -9,6 +9,8 @@ use postrider_common::model::webhook::{EventPattern, Webhook};
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 
+use super::filter::Filter;
+
 /// A webhook as events are matched against it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Subscriber {
@@ -18,6 +20,8 @@ pub(crate) struct Subscriber {
     pub(crate) revision: Revision,
     /// The webhook's shard.
     pub(crate) shard: ShardId,
+    /// What it asks of an event besides its name.
+    pub(crate) filter: Option<Arc<Filter>>,
 }
 
 /// The webhooks of one account. It never changes: a change makes a new one.
@@ -80,7 +84,7 @@ impl Table {
         table
     }
 
-    /// The webhooks that events of this name go to, ordered by id; each once, however many of its patterns match.
+    /// The webhooks that ask for events of this name, ordered by id; each once, however many of its patterns match.
     pub(crate) fn matching(&self, name: &EventName) -> Vec<&Arc<Subscriber>> {
         // A beginning that is too short to name operational events does not cover them.
         let shortest = if is_operational(name) { PREFIX.len() } else { 0 };
@@ -133,6 +137,7 @@ pub(crate) mod tests {
             target_url: "https://example.com/".into(),
             auth: Auth::None,
             event_types: patterns.iter().map(|text| EventPattern::parse(text).unwrap()).collect(),
+            filter: None,
             active: true,
             when_inactive: WhenInactive::Drop,
             max_in_flight: None,
@@ -151,7 +156,12 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn subscriber(webhook: Webhook, shards: u16) -> Arc<Subscriber> {
+        let filter = webhook
+            .filter
+            .as_deref()
+            .and_then(|filter| Filter::compile(filter).ok());
         Arc::new(Subscriber {
+            filter: filter.map(Arc::new),
             shard: shard::of(&webhook.account, &webhook.id, NonZeroU16::new(shards).unwrap()),
             webhook: Arc::new(webhook),
             revision: Revision(7),

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postrider_common::model::segment::Event;
 use postrider_common::shard::ShardId;
 use postrider_common::store::MAX_OPS;
 use postrider_common::store::once::LANE_OPS;
 
+use super::judge::Judge;
 use crate::catalog::{Subscriber, Table};
 
 /// Most deliveries that one request may cause. One transaction holds them all; with more, their numbers alone would outgrow it.
@@ -32,6 +34,10 @@ pub(crate) struct Fanout {
     pub(crate) matched: Vec<u32>,
     /// What each shard gets; no shard twice.
     pub(crate) parts: Vec<Part>,
+    /// How often a filter had no value: the event did not match.
+    pub(crate) filter_errors: usize,
+    /// How often a filter could not be asked: the event matched.
+    pub(crate) filter_skips: usize,
 }
 
 /// What one shard gets.
@@ -62,15 +68,17 @@ pub(crate) struct Share {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooWide;
 
-/// Finds the webhooks in `table` that want each of `events`.
+/// Finds the webhooks in `table` that want each of `events`: by its name, and if their filter is true for it. `spent` says how
+/// long the request has taken.
 ///
 /// # Errors
 /// [`TooWide`] beyond [`MAX_DELIVERIES`] or [`MAX_SHARDS`].
-pub(crate) fn fan_out(events: &[Arc<Event>], table: &Table) -> Result<Fanout, TooWide> {
+pub(crate) fn fan_out(events: &[Arc<Event>], table: &Table, spent: &dyn Fn() -> Duration) -> Result<Fanout, TooWide> {
     let mut fanout = Fanout {
         matched: Vec::with_capacity(events.len()),
-        parts: Vec::new(),
+        ..Fanout::default()
     };
+    let mut judge = Judge::new(spent);
     // Where each webhook's share is: the part and its place in it.
     let mut shares: HashMap<*const Subscriber, (usize, usize)> = HashMap::new();
     let mut before: Option<&Arc<Event>> = None;
@@ -81,19 +89,30 @@ pub(crate) fn fan_out(events: &[Arc<Event>], table: &Table) -> Result<Fanout, To
             matching = table.matching(&event.name);
         }
         before = Some(event);
-        deliveries += matching.len();
-        if deliveries > MAX_DELIVERIES {
-            return Err(TooWide);
-        }
-        fanout.matched.push(u32::try_from(matching.len()).unwrap_or(u32::MAX));
+        judge.next(event);
+        let mut matched = 0;
         for &subscriber in &matching {
+            if subscriber
+                .filter
+                .as_ref()
+                .is_some_and(|filter| !judge.lets_through(filter))
+            {
+                continue;
+            }
+            matched += 1;
             let place = shares.entry(Arc::as_ptr(subscriber));
             let (part, share) = *place.or_insert_with(|| new_share(&mut fanout.parts, subscriber));
             if let Some(part) = fanout.parts.get_mut(part) {
                 part.add(number, event, share);
             }
         }
+        deliveries += matched;
+        if deliveries > MAX_DELIVERIES {
+            return Err(TooWide);
+        }
+        fanout.matched.push(u32::try_from(matched).unwrap_or(u32::MAX));
     }
+    (fanout.filter_errors, fanout.filter_skips) = judge.troubles();
     if fanout.parts.len() > MAX_SHARDS {
         return Err(TooWide);
     }
@@ -192,7 +211,7 @@ pub(super) mod tests {
             });
             let subscribers: Vec<_> = webhooks.map(|webhook| subscriber(webhook, shards)).collect();
             let events: Vec<_> = names.iter().enumerate().map(|(number, name)| event(&format!("e{number}"), name, Bytes::new())).collect();
-            let fanout = fan_out(&events, &Table::new(subscribers.clone())).unwrap();
+            let fanout = fan_out(&events, &Table::new(subscribers.clone()), &|| Duration::ZERO).unwrap();
             for subscriber in &subscribers {
                 let wanted: Vec<_> = events.iter().filter(|event| subscriber.webhook.wants(&event.name)).map(|event| &event.id).collect();
                 let shares: Vec<_> = fanout.parts.iter()
@@ -225,11 +244,14 @@ pub(super) mod tests {
         let events = vec![event("e", "A", Bytes::new()); 1000];
         let many = (0..=MAX_DELIVERIES / 1000).map(|number| subscriber(webhook("a", &format!("w{number}"), &["*"]), 1));
         let table = Table::new(many);
-        assert_eq!(fan_out(&events, &table), Err(TooWide));
-        assert!(fan_out(&events[1..900], &table).is_ok());
+        assert_eq!(fan_out(&events, &table, &|| Duration::ZERO), Err(TooWide));
+        assert!(fan_out(&events[1..900], &table, &|| Duration::ZERO).is_ok());
         let wide = Table::new((0..2000).map(|number| subscriber(webhook("a", &format!("w{number}"), &["*"]), 128)));
-        assert_eq!(fan_out(&events[..1], &wide), Err(TooWide));
+        assert_eq!(fan_out(&events[..1], &wide, &|| Duration::ZERO), Err(TooWide));
         let fitting = Table::new((0..2000).map(|number| subscriber(webhook("a", &format!("w{number}"), &["*"]), 64)));
-        assert_eq!(fan_out(&events[..1], &fitting).unwrap().parts.len(), 64);
+        assert_eq!(
+            fan_out(&events[..1], &fitting, &|| Duration::ZERO).unwrap().parts.len(),
+            64
+        );
     }
 }

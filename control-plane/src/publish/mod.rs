@@ -16,6 +16,7 @@ mod batch;
 mod fanout;
 mod idempotency;
 mod json;
+mod judge;
 mod operational;
 mod queue;
 mod screen;
@@ -31,6 +32,7 @@ use postrider_common::store::SharedStore;
 use postrider_common::task::Group;
 use postrider_common::time::SharedClock;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::status::{Error, Violations};
@@ -146,6 +148,8 @@ impl Publisher {
         if self.fullness.is_full() {
             return Err(Error::StoreFull);
         }
+        Counters::count(&self.counters.filter_errors, fanout.filter_errors);
+        Counters::count(&self.counters.filter_skips, fanout.filter_skips);
         let answer = answer(&admitted, &fanout);
         let dedupe = admitted
             .request_id
@@ -191,12 +195,13 @@ impl Publisher {
         if !self.catalog.is_synced() {
             return Err(Error::StoreAway("the webhooks have not been read yet".into()));
         }
+        let begun = Instant::now();
         let mut admitted =
             admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(Error::Invalid)?;
         let unknown = self.catalog.unknown_event_types(&admitted.account);
         let strangers = screen::screen(&mut admitted.events, &self.catalog.types(), unknown).map_err(Error::Invalid)?;
         let table = self.catalog.table(&admitted.account);
-        let fanout = fanout::fan_out(&admitted.events, &table).map_err(|_| too_wide())?;
+        let fanout = fanout::fan_out(&admitted.events, &table, &|| begun.elapsed()).map_err(|_| too_wide())?;
         Ok(Checked {
             admitted,
             fanout,

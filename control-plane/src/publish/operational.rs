@@ -5,6 +5,7 @@ use std::sync::Arc;
 use postrider_common::id::{AccountId, EventName, RequestId, WebhookId};
 use postrider_common::model::segment::Event;
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::admission::Admitted;
 use super::{Checked, Pending, Publisher, fanout, too_wide};
@@ -30,7 +31,8 @@ impl Publisher {
             accept_time,
         };
         let others = self.catalog.table(&admitted.account).changed([(about.clone(), None)]);
-        let fanout = fanout::fan_out(&admitted.events, &others).map_err(|_| too_wide())?;
+        let begun = Instant::now();
+        let fanout = fanout::fan_out(&admitted.events, &others, &|| begun.elapsed()).map_err(|_| too_wide())?;
         self.enqueue(Checked {
             admitted,
             fanout,

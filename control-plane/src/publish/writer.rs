@@ -41,6 +41,10 @@ pub(crate) struct Counters {
     pub(crate) events: AtomicU64,
     /// Events of types that the catalogue did not hold, in requests that were taken in line.
     pub(crate) unknown_type_events: AtomicU64,
+    /// Filters that had no value for an event, which did not match.
+    pub(crate) filter_errors: AtomicU64,
+    /// Filters that could not be asked about an event, which matched.
+    pub(crate) filter_skips: AtomicU64,
     /// Deliveries that they caused.
     pub(crate) deliveries: AtomicU64,
     /// Transactions that were applied.

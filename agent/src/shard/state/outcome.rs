@@ -9,7 +9,7 @@ use postrider_common::model::failing::Failing;
 use postrider_common::model::history::{self, Fate};
 use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::Webhook;
-use postrider_common::retry::Next;
+use postrider_common::retry::{Next, UsedUp};
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
@@ -180,7 +180,7 @@ impl State {
             Some(Config::Known(webhook, _)) => Some(webhook.clone()),
             Some(Config::Unknown | Config::Unreadable | Config::Gone(_)) | None => None,
         };
-        let policy = present.as_ref().map_or(sent_by.retry, |webhook| webhook.retry);
+        let policy = present.as_ref().map_or(&sent_by.retry, |webhook| &webhook.retry);
         for delivery in &mut deliveries {
             delivery.state.attempts = delivery.state.attempts.saturating_add(1);
             delivery.state.status = failure.status;
@@ -189,7 +189,11 @@ impl State {
         let Some(first) = deliveries.first() else { return };
         let accepted = age_from(sent_by, &deliveries);
         let attempts = first.state.attempts;
-        let next = policy.next(attempts, accepted, now, failure.retry_after, failure.fraction);
+        let next = if policy.is_final(failure.reason.as_str(), failure.status) {
+            Next::UsedUp(UsedUp::Final)
+        } else {
+            policy.next(attempts, accepted, now, failure.retry_after, failure.fraction)
+        };
         let gone = match self.lane(at).map(|lane| &lane.config) {
             Some(Config::Gone(_)) => true,
             Some(Config::Known(webhook, _)) => webhook.uid != first.origin.uid,

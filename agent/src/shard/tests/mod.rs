@@ -58,6 +58,7 @@ pub(super) fn webhook(id: &str) -> Webhook {
         target_url: "https://example.com/hook".into(),
         auth: Auth::None,
         event_types: Vec::new(),
+        filter: None,
         active: true,
         when_inactive: WhenInactive::Hold,
         max_in_flight: NonZeroU32::new(4),

@@ -8,9 +8,11 @@ use async_trait::async_trait;
 use postrider_common::entropy::SystemEntropy;
 use postrider_common::id::AgentId;
 use postrider_common::key::{self, Key};
+use postrider_common::model::batching::Mode;
 use postrider_common::model::history::Fate;
 use postrider_common::model::segment::Segment;
 use postrider_common::model::webhook::Webhook;
+use postrider_common::retry::Final;
 use postrider_common::shard::ShardId;
 use postrider_common::store::lease::Held;
 use postrider_common::store::memory::{Fault, MemoryStore};
@@ -355,6 +357,31 @@ async fn what_is_tried_often_enough_becomes_a_dead_letter_with_its_last_status()
         }
     }
     assert_eq!(letters, 3);
+    running.release().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_final_failure_makes_a_dead_letter_of_each_event_of_its_request_at_once() {
+    let mut world = World::new();
+    let mut config = webhook("a");
+    config.retry.never_retry = vec![Final::ServerError];
+    config.batching.mode = Mode::Batch;
+    config.batching.max_delay = Some(Duration::from_secs(1));
+    let at_least = world.put_webhook(&config).await;
+    world.receiver.answers(|_| (Duration::ZERO, failed()));
+    let agent = world.agent(1).await;
+    let running = agent.take(&world, SHARD).await;
+    world.publish_some(SHARD, "e", 3, &["a"], at_least).await;
+    world.done(SHARD).await;
+    assert_eq!(world.receiver.attempts(), 1);
+    let (dead, _) = list_all(&world.store, &key::dead(SHARD), false).await.unwrap();
+    let segments = dead.into_iter().map(|entry| stored::unpack(entry.value).unwrap());
+    let targets = segments.flat_map(|segment| segment.targets);
+    let states = targets.flat_map(|target| target.deliveries.into_iter().map(|delivery| delivery.state));
+    let letters: Vec<_> = states
+        .map(|state| (state.attempts, state.reason, state.status))
+        .collect();
+    assert_eq!(letters, vec![(1, "STATUS".to_owned(), Some(500)); 3]);
     running.release().await;
 }
 

@@ -175,6 +175,7 @@ fn webhook(url: &str) -> Webhook {
         target_url: url.to_owned(),
         auth: Auth::None,
         event_types: Vec::new(),
+        filter: None,
         active: true,
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,

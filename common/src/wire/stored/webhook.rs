@@ -33,6 +33,7 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
         target_url: webhook.target_url.clone(),
         auth: auth::to_pb(&webhook.auth),
         event_types: webhook.event_types.iter().map(ToString::to_string).collect(),
+        filter: webhook.filter.clone().unwrap_or_default(),
         retired: !webhook.active,
         hold_when_inactive: webhook.when_inactive == WhenInactive::Hold,
         max_in_flight: webhook.max_in_flight.map_or(0, NonZeroU32::get),
@@ -117,6 +118,7 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
         target_url: stored.target_url,
         auth: auth::from_pb(stored.auth)?,
         event_types: patterns.collect::<Result<_, _>>().map_err(unreadable)?,
+        filter: Some(stored.filter).filter(|filter| !filter.is_empty()),
         active: !stored.retired,
         when_inactive: if stored.hold_when_inactive {
             WhenInactive::Hold
@@ -225,6 +227,7 @@ fn retry_to_pb(policy: &retry::Policy) -> pb::RetryPolicy {
         multiplier,
         max_delay_ms: unless(policy.max_delay, default.max_delay),
         max_age_ms: unless(policy.max_age, default.max_age),
+        never_retry: policy.never_retry.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -247,6 +250,11 @@ fn retry_from_pb(policy: pb::RetryPolicy) -> retry::Policy {
         },
         max_delay: or(policy.max_delay_ms, default.max_delay),
         max_age: or(policy.max_age_ms, default.max_age),
+        never_retry: policy
+            .never_retry
+            .iter()
+            .filter_map(|text| retry::Final::parse(text))
+            .collect(),
     }
 }
 

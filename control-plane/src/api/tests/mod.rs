@@ -12,6 +12,7 @@ mod signatures;
 mod stories;
 mod suspension;
 mod test_webhook;
+mod watching;
 mod wire;
 
 use std::num::NonZeroU16;
@@ -57,31 +58,28 @@ struct Server {
     _group: Group,
 }
 
-async fn serve() -> Server {
-    let store = MemoryStore::default();
+/// What the services stand on, over a store in memory. They note in `waited` which revisions the catalog was waited for.
+fn deps(store: &MemoryStore, group: &Group, waited: &Arc<Mutex<Vec<Revision>>>) -> Deps {
     let entropy: SharedEntropy = Arc::new(SystemEntropy::seeded(1));
-    let waited: Arc<Mutex<Vec<Revision>>> = Arc::default();
-    let waits = Arc::clone(&waited);
-    let (type_waits, account_waits) = (Arc::clone(&waited), Arc::clone(&waited));
+    let waits = Arc::clone(waited);
+    let (type_waits, account_waits) = (Arc::clone(waited), Arc::clone(waited));
     let cell = Cell {
         uid: Uid::new("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8c").unwrap(),
         shard_count: NonZeroU16::new(64).unwrap(),
     };
-    let stop = CancellationToken::new();
     let shared: SharedStore = Arc::new(store.clone());
     let clock: SharedClock = Arc::new(SystemClock);
     let dedupe = Arc::new(DedupeLease::new(Arc::clone(&shared)));
     let edit = Edit::new(Arc::clone(&shared), Arc::clone(&clock), Arc::clone(&entropy), dedupe);
-    let group = Group::default();
     let tests = Tests::spawn(
-        &group,
+        group,
         testing::Deps {
             store: Arc::clone(&shared),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
         },
     );
-    let deps = Deps {
+    Deps {
         tests,
         store: shared,
         clock,
@@ -95,6 +93,7 @@ async fn serve() -> Server {
             let policy = postrider_common::egress::Policy::default();
             postrider_common::egress::check_url(text, &policy).map(|url| url.as_str().to_owned())
         }),
+        watches: webhook_watch::Watches::new(group.clone(), group.token().clone()),
         catch_up: Arc::new(move |revision| {
             waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))
@@ -103,12 +102,20 @@ async fn serve() -> Server {
             account_waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))
         }),
-        stop: stop.clone(),
+        stop: group.token().child_token(),
         types_catch_up: Arc::new(move |revision| {
             type_waits.lock().unwrap().push(revision);
             Box::pin(std::future::ready(()))
         }),
-    };
+    }
+}
+
+async fn serve() -> Server {
+    let store = MemoryStore::default();
+    let waited: Arc<Mutex<Vec<Revision>>> = Arc::default();
+    let group = Group::default();
+    let deps = deps(&store, &group, &waited);
+    let stop = deps.stop.clone();
     let api = routes(deps).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

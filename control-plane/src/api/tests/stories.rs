@@ -88,6 +88,7 @@ async fn a_webhook_is_created_shown_changed_and_deleted() {
         retry: Some(v1::RetryPolicy {
             max_attempts: 9,
             multiplier: 3.0,
+            never_retry: vec!["TLS".into(), "4xx".into(), "429".into()],
             ..v1::RetryPolicy::default()
         }),
         headers: vec![v1::Header {
@@ -112,6 +113,7 @@ async fn a_webhook_is_created_shown_changed_and_deleted() {
     );
     assert_eq!((retry.max_attempts, retry.multiplier), (9, 3.0));
     assert_eq!(retry.initial_delay.unwrap().seconds, 5);
+    assert_eq!(retry.never_retry, ["TLS", "4xx", "429"]);
     let waited = server.waited.lock().unwrap().clone();
     assert_eq!(waited, [server.revision().await]);
 

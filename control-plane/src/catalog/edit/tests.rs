@@ -89,6 +89,7 @@ fn webhook(edit: &Edit, name: &str) -> Webhook {
         target_url: "https://example.com/".into(),
         auth: Auth::None,
         event_types: Vec::new(),
+        filter: None,
         active: true,
         when_inactive: WhenInactive::Drop,
         max_in_flight: None,

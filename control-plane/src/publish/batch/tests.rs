@@ -49,7 +49,7 @@ fn work(number: usize, events: &[(String, usize)], dedupe: bool, table: &Table) 
             ));
         }
     }
-    let fanout = fan_out(&events, table).unwrap();
+    let fanout = fan_out(&events, table, &|| std::time::Duration::ZERO).unwrap();
     let ids = events.iter().map(|event| event.id.clone());
     let answer = Answer {
         events: ids.zip(fanout.matched).collect(),
@@ -144,6 +144,7 @@ fn an_event_for_several_webhooks_of_a_shard_is_stored_once_and_one_webhook_has_o
     let newer = webhooks.clone().map(|subscriber| {
         let revision = postrider_common::store::Revision(9);
         Arc::new(crate::catalog::Subscriber {
+            filter: None,
             revision,
             ..(*subscriber).clone()
         })

@@ -22,6 +22,7 @@ fn webhook() -> Webhook {
         target_url: "https://example.com/".into(),
         auth: Auth::None,
         event_types: vec![EventPattern::parse("COURSE_*").unwrap()],
+        filter: None,
         active: true,
         when_inactive: WhenInactive::Hold,
         max_in_flight: NonZeroU32::new(3),
@@ -45,12 +46,13 @@ fn decoded(bytes: Bytes) -> Webhook {
 
 proptest! {
     #[test]
-    fn suspensions_and_rate_limits_are_read_as_they_were_written(
+    fn suspensions_rate_limits_and_filters_are_read_as_they_were_written(
         reason in "[A-Z]{0,9}", detail in "\\PC{0,20}", time in 0_i64..9_999_999, end in proptest::option::of(1_i64..9_999_999),
-        rate in proptest::option::of((0.01..10_000.0, 0_u32..=10_000)),
+        rate in proptest::option::of((0.01..10_000.0, 0_u32..=10_000)), filter in proptest::option::of("\\PC{1,20}"),
     ) {
         let webhook = Webhook {
             suspension: Some(Suspension { reason, detail, time: Timestamp::from_millis(time), end_time: end.map(Timestamp::from_millis) }),
+            filter,
             rate_limit: rate.and_then(|(per_second, burst)| RateLimit::new(per_second, NonZeroU32::new(burst))),
             ..webhook()
         };
@@ -106,6 +108,18 @@ fn every_order_is_read_as_it_was_written_and_an_unknown_one_is_unreadable() {
         let account = AccountId::new("a").unwrap();
         assert!(decode_webhook(account, WebhookId::new("w").unwrap(), stored).is_err());
     }
+}
+
+#[test]
+fn final_failures_are_read_as_they_were_written_and_those_of_a_later_release_are_left_out() {
+    let never_retry = ["404", "TLS", "5xx"].map(|text| retry::Final::parse(text).unwrap());
+    let mut webhook = webhook();
+    webhook.retry.never_retry = never_retry.into();
+    let bytes = encode_webhook(&webhook);
+    assert_eq!(decoded(bytes.clone()), webhook);
+    let mut stored: pb::Webhook = decode(bytes).unwrap();
+    stored.retry.as_mut().unwrap().never_retry.insert(1, "LATER".into());
+    assert_eq!(decoded(encode(&stored)), webhook);
 }
 
 #[test]

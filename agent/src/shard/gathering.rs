@@ -61,13 +61,15 @@ impl Gathering {
             .filter(|first| first.due <= now || self.early > 0)
     }
 
-    /// Takes what [`Gathering::next`] gave.
-    pub fn take(&mut self, entry: Entry, bytes: u32) {
-        if self.index.remove(&entry) {
+    /// Takes what [`Gathering::next`] gave. False if it is not there.
+    pub fn take(&mut self, entry: Entry, bytes: u32) -> bool {
+        let taken = self.index.remove(&entry);
+        if taken {
             self.count -= entry.count as usize;
             self.bytes = self.bytes.saturating_sub(bytes as usize);
             self.early = self.early.saturating_sub(entry.count as usize);
         }
+        taken
     }
 
     /// One was read, and is due at `due`. Given back if it is to wait on.

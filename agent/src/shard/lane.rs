@@ -391,6 +391,20 @@ impl Lane {
         entries.into_iter().map(|entry| self.parked_at(shard, entry)).collect()
     }
 
+    /// Takes a parked segment that is to be read whatever its due time; `None` if it is not in the index.
+    pub fn fetch(&mut self, shard: ShardId, entry: &Entry) -> Option<Parked> {
+        let taken = match entry.kind {
+            ParkedKind::Gathering(bytes) => self.gathering.take(*entry, bytes),
+            ParkedKind::Single | ParkedKind::Batch | ParkedKind::Rest | ParkedKind::Ordered(_) => {
+                self.parked.remove(entry)
+            }
+        };
+        taken.then(|| {
+            self.reserved += entry.room();
+            self.parked_at(shard, *entry)
+        })
+    }
+
     /// Takes the parked segments that are to be read now: those that are due, while there is room (see [`Lane::admits`]; a lane that has run dry always
     /// gets one).
     pub fn next_load(&mut self, shard: ShardId, now: Timestamp, allowance: usize) -> Vec<Parked> {

@@ -3,6 +3,7 @@
 //! Every delivery that was loaded ends exactly once for its source, with one record: over (delivered, dropped) or moved (parked, dead).
 
 mod batch;
+pub mod marks;
 mod numbers;
 mod ordered;
 mod outcome;
@@ -22,6 +23,7 @@ use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
+use self::marks::{Mark, Marks};
 use self::numbers::Numbers;
 use crate::shard::counters::Tally;
 use crate::shard::delivery::{
@@ -83,6 +85,7 @@ pub struct State {
     batches: u64,
     suspend_after: Duration,
     numbers: Numbers,
+    marks: Marks,
     /// The queue was read up to this revision.
     read_to: Revision,
     /// Ordered lanes that go on when the queue was read up to there.
@@ -111,6 +114,7 @@ impl State {
             batches: 0,
             suspend_after,
             numbers: Numbers::default(),
+            marks: Marks::new(),
             read_to: Revision::default(),
             awaiting: BTreeSet::new(),
             open: HashMap::new(),
@@ -301,14 +305,15 @@ impl State {
     }
 
     fn take_off(&mut self, at: usize, webhook: Arc<Webhook>, now: Timestamp, effects: &mut Effects) -> Option<Start> {
-        let deliveries = self.lane(at)?.pop_request();
+        let mut deliveries = self.lane(at)?.pop_request();
+        let cancelled = self.obey(deliveries.first_mut()?, now) == Some(Mark::Cancel);
         let first = deliveries.first()?;
         let bytes = deliveries.iter().map(|delivery| delivery.bytes).sum();
         let too_old = now.saturating_since(age_from(&webhook, &deliveries)) > webhook.retry.max_age;
         // The members of a batch stay together whatever becomes of one of them meanwhile.
         let expired = first.batch.is_none() && first.event.expire_time.is_some_and(|expires| expires <= now);
         let doomed = if expired { Some(EXPIRED) } else { too_old.then_some(AGE) };
-        if first.origin.uid != webhook.uid || doomed.is_some() {
+        if first.origin.uid != webhook.uid || doomed.is_some() || cancelled {
             let lane = self.lane(at)?;
             lane.forget(bytes);
             if let Some(order) = &mut lane.order {
@@ -318,6 +323,12 @@ impl State {
         if first.origin.uid != webhook.uid {
             for delivery in &deliveries {
                 self.abandon(delivery, effects);
+            }
+            return None;
+        }
+        if cancelled {
+            for delivery in &deliveries {
+                self.cancel(delivery, now, effects);
             }
             return None;
         }
@@ -355,6 +366,9 @@ impl State {
     /// Puts a delivery that was read where it belongs.
     fn place(&mut self, at: usize, mut delivery: Delivery, place: Place, now: Timestamp, effects: &mut Effects) {
         let allowance = self.allowance;
+        if self.obey(&mut delivery, now) == Some(Mark::Cancel) {
+            return self.cancel(&delivery, now, effects);
+        }
         let gathers = self.gathers(at, &delivery, now);
         let Some(lane) = self.lane(at) else { return };
         if matches!(lane.config, Config::Gone(_)) {

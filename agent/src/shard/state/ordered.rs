@@ -6,6 +6,7 @@ use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
 use super::State;
+use super::marks::Mark;
 use crate::shard::delivery::{Delivery, Destination, Effects, Load, Place};
 use crate::shard::entry::Entry;
 use crate::shard::lane::Config;
@@ -79,6 +80,9 @@ impl State {
         effects: &mut Effects,
     ) {
         let allowance = self.allowance;
+        if self.obey(&mut delivery, now) == Some(Mark::Cancel) {
+            return self.cancel(&delivery, now, effects);
+        }
         let numbers = matches!(from, From::Queue) && self.lane(at).is_some_and(|lane| lane.numbers());
         if numbers {
             delivery.state.sequence = self.numbers.next(&delivery.origin);

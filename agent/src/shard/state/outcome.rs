@@ -13,6 +13,7 @@ use postrider_common::retry::{Next, UsedUp};
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
+use super::marks::Mark;
 use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State, age_from};
 use crate::attempt::{Outcome, Reason};
 use crate::limit::breaker::Ended;
@@ -244,6 +245,15 @@ impl State {
     }
 
     fn after_failure(&mut self, at: usize, mut delivery: Delivery, next: &Next, now: Timestamp, effects: &mut Effects) {
+        if self.obey(&mut delivery, now) == Some(Mark::Cancel) {
+            carry(
+                std::slice::from_ref(&delivery),
+                &Fate::Dropped(Dropped::Cancelled.as_str().into()),
+                effects,
+            );
+            self.tally.dropped += 1;
+            return self.over(&delivery, End::Dropped(Dropped::Cancelled), effects);
+        }
         let reason = match next {
             Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= *due) => EXPIRED.to_owned(),
             Next::At(due) => {

@@ -1,0 +1,102 @@
+//! What an administrator wants of single deliveries: to be tried now, or to be dropped. Pure.
+//!
+//! A delivery may be anywhere when somebody asks: in the queue, in memory, under way, parked. It is marked by its event's id, and the mark is obeyed wherever
+//! the delivery comes by next: when it is read, when its turn comes, when its attempt has failed. Marks live in memory only; the command that asks for one
+//! stays in the store until it is obeyed.
+
+use std::collections::BTreeMap;
+
+use postrider_common::id::{AccountId, EventId, Uid, WebhookId};
+use postrider_common::key::{Parked, ParkedKind};
+use postrider_common::time::Timestamp;
+
+use super::State;
+use crate::shard::delivery::{Delivery, Effects, Load};
+use crate::shard::entry::Entry;
+use crate::shard::order::Overrule;
+
+/// What is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// It is to be tried now, as far as its webhook may be sent to.
+    Retry,
+    /// It is to be dropped.
+    Cancel,
+}
+
+/// Which delivery.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Marked {
+    /// The webhook's account.
+    pub account: AccountId,
+    /// The webhook.
+    pub webhook: WebhookId,
+    /// Its uid.
+    pub uid: Uid,
+    /// The event.
+    pub event: EventId,
+}
+
+/// All marks.
+pub(super) type Marks = BTreeMap<Marked, Mark>;
+
+impl State {
+    /// Marks a delivery.
+    pub fn mark(&mut self, marked: Marked, mark: Mark) {
+        self.marks.insert(marked, mark);
+    }
+
+    /// Takes a mark away. Says whether there was one: one that is not there any more was obeyed.
+    pub fn unmark(&mut self, marked: &Marked) -> bool {
+        self.marks.remove(marked).is_some()
+    }
+
+    /// Whether a mark has not been obeyed.
+    pub fn is_marked(&self, marked: &Marked) -> bool {
+        self.marks.contains_key(marked)
+    }
+
+    /// A marked delivery stands in a parked segment: it is read now, unless others go first in an order.
+    pub fn fetch(&mut self, parked: &Parked, mark: Mark, now: Timestamp, effects: &mut Effects) {
+        let name = (parked.account.clone(), parked.webhook.clone());
+        let Some(at) = self.by_webhook.get(&name).copied() else {
+            return;
+        };
+        if let ParkedKind::Ordered(lined) = parked.kind {
+            if lined.blocked != 0 {
+                let overrule = match mark {
+                    Mark::Retry => Overrule::Retry,
+                    Mark::Cancel => Overrule::Cancel,
+                };
+                self.overrule(parked, overrule, now, effects);
+            }
+            return;
+        }
+        let shard = self.shard;
+        let Some(lane) = self.lane(at) else { return };
+        if lane.order.is_none()
+            && let Some(parked) = lane.fetch(shard, &Entry::of(parked))
+        {
+            effects.loads.push(Load { segments: vec![parked] });
+        }
+        self.settle(at, now, effects);
+    }
+
+    /// Takes the mark of a delivery that comes by, if it has one. A batch is frozen: it is not cancelled in part.
+    pub(super) fn obey(&mut self, delivery: &mut Delivery, now: Timestamp) -> Option<Mark> {
+        if self.marks.is_empty() {
+            return None;
+        }
+        let origin = &delivery.origin;
+        let mark = self.marks.remove(&Marked {
+            account: origin.account.clone(),
+            webhook: origin.webhook.clone(),
+            uid: origin.uid.clone(),
+            event: delivery.event.id.clone(),
+        })?;
+        if mark == Mark::Retry {
+            delivery.state.due = now;
+        }
+        Some(mark).filter(|_| delivery.batch.is_none())
+    }
+}

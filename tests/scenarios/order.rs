@@ -135,14 +135,24 @@ async fn owner_of(cluster: &Cluster, id: &str) -> usize {
         page_size: 1000,
         ..ListShardsRequest::default()
     };
-    let shards = cluster.client(0).cluster().list_shards(all).await.unwrap().into_inner().shards;
+    let shards = cluster
+        .client(0)
+        .cluster()
+        .list_shards(all)
+        .await
+        .unwrap()
+        .into_inner()
+        .shards;
     let of = shard::of(
         &AccountId::new(ACCOUNT).unwrap(),
         &WebhookId::new(id).unwrap(),
         shard::DEFAULT_COUNT,
     );
     let shard = &shards[usize::from(of.0)];
-    let owner = cluster.agents.iter().position(|agent| shard.owner_agent == agent.name());
+    let owner = cluster
+        .agents
+        .iter()
+        .position(|agent| shard.owner_agent == agent.name());
     owner.unwrap_or_else(|| panic!("nobody owns {shard:?}"))
 }
 
@@ -157,7 +167,9 @@ async fn flow_of_three(cluster: &Cluster, receiver: &Receiver) {
         let path = format!("/{id}");
         receiver.script(&path, moody(400));
         let delivery = ordered(ordering, OnFailure::Unspecified, max_events);
-        client.create_webhook(ACCOUNT, id, with(&receiver.url(&path), "FLOW", 0, delivery)).await;
+        client
+            .create_webhook(ACCOUNT, id, with(&receiver.url(&path), "FLOW", 0, delivery))
+            .await;
     }
     cluster.matching(ACCOUNT, "FLOW", 3).await;
 }
@@ -233,7 +245,9 @@ async fn nothing_overtakes_while_agents_come_and_go_and_nothing_comes_twice() {
 async fn publish_past(client: &Client, receiver: &Receiver, name: &str, (from, to): (usize, usize)) {
     publish(client, name, from, to).await;
     let before = receiver.log().of("/other").len();
-    client.publish(ACCOUNT, vec![event(&format!("other-{from}"), "OTHER", "{\"n\":0}")]).await;
+    client
+        .publish(ACCOUNT, vec![event(&format!("other-{from}"), "OTHER", "{\"n\":0}")])
+        .await;
     receiver
         .until("the other webhook's event", SOON, |log| log.of("/other").len() > before)
         .await;
@@ -247,7 +261,9 @@ async fn giving_up(cluster: &Cluster, receiver: &Receiver, id: &str, delivery: D
         &path,
         [StatusCode::UNPROCESSABLE_ENTITY, StatusCode::OK].map(Answer::status),
     );
-    client.create_webhook(ACCOUNT, id, with(&receiver.url(&path), "EVENT", 1, delivery)).await;
+    client
+        .create_webhook(ACCOUNT, id, with(&receiver.url(&path), "EVENT", 1, delivery))
+        .await;
     let other = webhook(&receiver.url("/other"), &["OTHER"], no_auth());
     client.create_webhook(ACCOUNT, "other", other).await;
     cluster.matching(ACCOUNT, "EVENT", 1).await;
@@ -278,10 +294,18 @@ fn seen(receiver: &Receiver, path: &str) -> Vec<usize> {
 async fn a_blocked_webhook_waits_though_its_owner_is_killed_and_goes_on_when_it_is_changed() {
     let mut cluster = Cluster::start().await;
     let receiver = Receiver::start();
-    giving_up(&cluster, &receiver, "blocked", ordered(Ordering::Strict, OnFailure::Unspecified, 0)).await;
+    giving_up(
+        &cluster,
+        &receiver,
+        "blocked",
+        ordered(Ordering::Strict, OnFailure::Unspecified, 0),
+    )
+    .await;
     let client = cluster.client(0);
     publish_past(&client, &receiver, "EVENT", (0, 40)).await;
-    receiver.until("the first attempt", SOON, |log| !log.of("/blocked").is_empty()).await;
+    receiver
+        .until("the first attempt", SOON, |log| !log.of("/blocked").is_empty())
+        .await;
     publish_past(&client, &receiver, "EVENT", (40, 60)).await;
     let owner = owner_of(&cluster, "blocked").await;
     cluster.kill_agent(owner).await;
@@ -289,7 +313,10 @@ async fn a_blocked_webhook_waits_though_its_owner_is_killed_and_goes_on_when_it_
     publish_past(&client, &receiver, "EVENT", (60, 80)).await;
     // Nothing had been recorded when the agent died, if it died at once: then the attempt was made again.
     let before = seen(&receiver, "/blocked");
-    assert!(before.iter().all(|number| *number == 0), "{before:?} came though the webhook waits");
+    assert!(
+        before.iter().all(|number| *number == 0),
+        "{before:?} came though the webhook waits"
+    );
     touch(&client, "blocked").await;
     receiver
         .until("all events", SOON, |log| log.of("/blocked").len() >= before.len() + 80)
@@ -303,10 +330,18 @@ async fn a_blocked_webhook_waits_though_its_owner_is_killed_and_goes_on_when_it_
 async fn a_parked_key_waits_and_all_others_go_on() {
     let cluster = Cluster::start().await;
     let receiver = Receiver::start();
-    giving_up(&cluster, &receiver, "parked", ordered(Ordering::PerKey, OnFailure::Unspecified, 0)).await;
+    giving_up(
+        &cluster,
+        &receiver,
+        "parked",
+        ordered(Ordering::PerKey, OnFailure::Unspecified, 0),
+    )
+    .await;
     let client = cluster.client(0);
     publish(&client, "EVENT", 0, 1).await;
-    receiver.until("the first attempt", SOON, |log| !log.of("/parked").is_empty()).await;
+    receiver
+        .until("the first attempt", SOON, |log| !log.of("/parked").is_empty())
+        .await;
     publish(&client, "EVENT", 1, 80).await;
     let others: BTreeSet<usize> = (1..80).filter(|number| per_key(*number) != Some(0)).collect();
     receiver
@@ -315,7 +350,9 @@ async fn a_parked_key_waits_and_all_others_go_on() {
     let came: BTreeSet<usize> = seen(&receiver, "/parked").into_iter().skip(1).collect();
     assert_eq!(came, others);
     touch(&client, "parked").await;
-    receiver.until("all events", SOON, |log| log.of("/parked").len() == 81).await;
+    receiver
+        .until("all events", SOON, |log| log.of("/parked").len() == 81)
+        .await;
     assert_in_order(&receiver, "/parked", per_key);
     cluster.drained(SOON).await;
 }
@@ -324,9 +361,17 @@ async fn a_parked_key_waits_and_all_others_go_on() {
 async fn an_event_that_is_used_up_becomes_a_dead_letter_where_that_was_asked_for_and_the_rest_goes_on_in_order() {
     let cluster = Cluster::start().await;
     let receiver = Receiver::start();
-    giving_up(&cluster, &receiver, "dead", ordered(Ordering::Strict, OnFailure::DeadLetter, 0)).await;
+    giving_up(
+        &cluster,
+        &receiver,
+        "dead",
+        ordered(Ordering::Strict, OnFailure::DeadLetter, 0),
+    )
+    .await;
     publish(&cluster.client(0), "EVENT", 0, 60).await;
-    receiver.until("all events", SOON, |log| log.of("/dead").len() == 60).await;
+    receiver
+        .until("all events", SOON, |log| log.of("/dead").len() == 60)
+        .await;
     assert_eq!(seen(&receiver, "/dead"), (0..60).collect::<Vec<_>>());
     cluster.drained(SOON).await;
 }
@@ -340,7 +385,9 @@ async fn one_after_the_other(receiver: &Receiver, count: usize) -> f64 {
     connections.spawn(connection);
     let begin = Instant::now();
     for _ in 0..count {
-        let request = Request::post("/paced").header("host", "bare").body(Full::new(Bytes::from_static(b"{}")));
+        let request = Request::post("/paced")
+            .header("host", "bare")
+            .body(Full::new(Bytes::from_static(b"{}")));
         sender.ready().await.unwrap();
         let answer = sender.send_request(request.unwrap()).await.unwrap();
         answer.into_body().collect().await.unwrap();
@@ -373,7 +420,10 @@ async fn strict_order_costs_little_more_than_the_round_trip() {
     let requests = log.of("/paced").split_off(before);
     let (first, last) = (requests[0].arrived, requests[EVENTS - 1].arrived);
     let ours = (EVENTS - 1) as f64 / (last - first).as_secs_f64();
-    println!("one after the other, answered after {DELAY:?}: {bare:.0} a second by a bare client, {ours:.0} in strict order: {:.2}", ours / bare);
+    println!(
+        "one after the other, answered after {DELAY:?}: {bare:.0} a second by a bare client, {ours:.0} in strict order: {:.2}",
+        ours / bare
+    );
     // In a debug build, on a machine that does other things: half is far above what a store write for each event would leave.
     assert!(ours > bare / 2.0, "{ours:.0} a second, {bare:.0} by a bare client");
 }

@@ -191,7 +191,7 @@ impl Lane {
         };
         !self.ready.is_empty()
             && self.paused_until <= now
-            && self.order.as_ref().is_none_or(|order| order.is_open())
+            && self.order.as_ref().is_none_or(|order| !order.is_blocked())
             && self.active().is_some_and(|webhook| {
                 self.breaker.may_start(now, self.in_flight, most(webhook))
                     && limit(webhook).is_none_or(|limit| self.meter.may_start(&limit, now))
@@ -440,8 +440,9 @@ impl Lane {
         let parked = parked.filter(|_| self.reserved == 0 && !self.is_held());
         // What is due already waits for room or for the end of a pause, not for time.
         let later = |at: &Timestamp| *at > now;
-        let pause = Some(self.rests_until())
-            .filter(|_| !self.ready.is_empty() || !self.parked.is_empty() || !self.gathering.is_empty() || self.order.is_some());
+        let pause = Some(self.rests_until()).filter(|_| {
+            !self.ready.is_empty() || !self.parked.is_empty() || !self.gathering.is_empty() || self.order.is_some()
+        });
         let limit = self
             .active()
             .and_then(|webhook| limit(webhook))

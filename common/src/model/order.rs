@@ -145,9 +145,6 @@ mod tests {
         assert_eq!(of(Ordering::None, None), OnFailure::DeadLetter);
         assert_eq!(of(Ordering::PerKey, None), OnFailure::ParkKey);
         assert_eq!(of(Ordering::Strict, None), OnFailure::Block);
-        assert_eq!(
-            of(Ordering::Strict, Some(OnFailure::DeadLetter)),
-            OnFailure::DeadLetter
-        );
+        assert_eq!(of(Ordering::Strict, Some(OnFailure::DeadLetter)), OnFailure::DeadLetter);
     }
 }

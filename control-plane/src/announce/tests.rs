@@ -177,11 +177,11 @@ async fn die(store: &MemoryStore, number: u64, name: &str) {
     };
     let state = DeliveryState {
         alone: false,
-        ..DeliveryState::default()
         attempts: 1,
         due: NOW,
         reason: "TIMEOUT".into(),
         status: None,
+        ..DeliveryState::default()
     };
     let segment = Segment {
         batch: None,

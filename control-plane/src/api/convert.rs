@@ -8,8 +8,8 @@ use std::time::Duration;
 use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, UnknownEventTypes};
 use postrider_common::model::auth::ClientAuthentication;
 use postrider_common::model::batching::Mode;
-use postrider_common::model::order::{OnFailure, Ordering};
 use postrider_common::model::event_type::{Category, EventType};
+use postrider_common::model::order::{OnFailure, Ordering};
 use postrider_common::model::webhook::{
     Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Suspension, Webhook,
     WhenInactive,

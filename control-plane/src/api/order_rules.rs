@@ -23,7 +23,9 @@ pub(super) fn check(delivery: &v1::DeliveryOptions, violations: &mut Violations)
     };
     let mut refuse = |name: &str, rule: &str| violations.add(at(name), "INCOMPATIBLE", rule);
     match (ordering, on_failure) {
-        (Ordering::None, Some(OnFailure::Block)) => refuse("on_failure", "needs an ordering: without one nothing waits"),
+        (Ordering::None, Some(OnFailure::Block)) => {
+            refuse("on_failure", "needs an ordering: without one nothing waits")
+        }
         (Ordering::None | Ordering::Strict, Some(OnFailure::ParkKey)) => {
             refuse("on_failure", "needs the ordering PER_KEY");
         }
@@ -31,7 +33,8 @@ pub(super) fn check(delivery: &v1::DeliveryOptions, violations: &mut Violations)
         | (Ordering::PerKey | Ordering::Strict, Some(OnFailure::Block)) => {}
     }
     if ordering != Ordering::None {
-        let rule = "is for batches at specified times: what follows would wait for them, so an ordered webhook has none";
+        let rule =
+            "is for batches at specified times: what follows would wait for them, so an ordered webhook has none";
         if delivery.mode == i32::from(delivery_options::Mode::Batch) {
             refuse("mode", "is BATCH: an ordered webhook sends its events at once");
         }

@@ -136,14 +136,12 @@ impl State {
         for delivery in &deliveries {
             self.close(delivery.source);
         }
-        effects
-            .records
-            .push(Record::Batch(Box::new(Batch {
-                id,
-                deliveries,
-                to,
-                over,
-            })));
+        effects.records.push(Record::Batch(Box::new(Batch {
+            id,
+            deliveries,
+            to,
+            over,
+        })));
     }
 
     /// Puts deliveries away into the store that were in memory: each batch as a whole.

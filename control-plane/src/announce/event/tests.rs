@@ -88,11 +88,11 @@ fn dead(names: &[&str]) -> (Key, Segment) {
         event,
         state: DeliveryState {
             alone: false,
-        ..DeliveryState::default()
             attempts: 3,
             due: NOW + Duration::from_secs(event.into()),
             reason: "TIMEOUT".into(),
             status: None,
+            ..DeliveryState::default()
         },
     });
     let webhook = webhook("1010", "a", &["A"]);

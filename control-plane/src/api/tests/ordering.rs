@@ -84,7 +84,11 @@ async fn an_order_reads_back_as_it_was_set_and_a_default_is_not_turned_into_a_ch
     {
         let mut webhook = valid();
         order(webhook.delivery.get_or_insert_default(), ordering, on_failure);
-        let read = server.create(&format!("order-{number}"), webhook).await.delivery.unwrap();
+        let read = server
+            .create(&format!("order-{number}"), webhook)
+            .await
+            .delivery
+            .unwrap();
         assert_eq!((read.ordering(), read.on_failure()), (ordering, on_failure));
     }
     let mut strict = v1::DeliveryOptions::default();
@@ -99,7 +103,9 @@ async fn an_order_reads_back_as_it_was_set_and_a_default_is_not_turned_into_a_ch
         update_mask: mask(&[path]),
         validate_only: false,
     };
-    let updated = server.webhooks.update_webhook(request(strict.clone(), "delivery.ordering"));
+    let updated = server
+        .webhooks
+        .update_webhook(request(strict.clone(), "delivery.ordering"));
     let read = updated.await.unwrap().into_inner().delivery.unwrap();
     assert_eq!(
         (read.ordering(), read.on_failure()),

@@ -22,6 +22,7 @@ mod history;
 mod lifecycle;
 mod never_retry;
 mod operational_events;
+mod order;
 mod payload;
 mod publish;
 mod publish_checks;

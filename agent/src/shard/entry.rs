@@ -7,7 +7,7 @@ use postrider_common::shard::ShardId;
 use postrider_common::time::Timestamp;
 
 /// A parked segment: account, webhook and shard are the lane's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Entry {
     /// As in its key.
     pub due: Timestamp,

@@ -196,7 +196,7 @@ impl Lane {
         };
         !self.ready.is_empty()
             && self.paused_until <= now
-            && self.order.as_ref().is_none_or(|order| order.is_open())
+            && self.order.as_ref().is_none_or(|order| !order.is_blocked())
             && self.active().is_some_and(|webhook| {
                 self.breaker.may_start(now, self.in_flight, most(webhook))
                     && limit(webhook).is_none_or(|limit| self.meter.may_start(&limit, now))

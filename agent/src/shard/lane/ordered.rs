@@ -40,6 +40,7 @@ impl Lane {
         let strays = Strays {
             in_flight: self.in_flight,
             moving: self.moving,
+            first: self.order.as_ref().and_then(|order| order.first_moving()),
             reading: self.reserved > 0,
         };
         let mut order = Order::new(webhook, self.orders, strays);

@@ -21,9 +21,9 @@
 mod index;
 mod moving;
 mod reading;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 
 use postrider_common::model::order::{Line, OnFailure, Ordering, Position};
 use postrider_common::model::webhook::Webhook;
@@ -55,8 +55,19 @@ pub enum Overrule {
 struct Waiting {
     /// The first is ready, or under way.
     busy: bool,
+    /// Where the one stands that was ready last.
+    at: Position,
     behind: BTreeMap<Slot, Delivery>,
     moving: Moving,
+}
+
+impl Waiting {
+    /// The first of the line, in memory or moving.
+    fn first(&self) -> Option<Position> {
+        let behind = self.behind.first_key_value().map(|(slot, _)| slot.0);
+        let busy = self.busy.then_some(self.at);
+        [behind, busy, self.moving.first()].into_iter().flatten().min()
+    }
 }
 
 /// The order of one webhook.
@@ -88,10 +99,13 @@ pub struct Order {
     /// Attempts under way, and deliveries moving, since before there was this order; and whether something of then is being read.
     strays: u32,
     stray_moving: u32,
+    stray_first: Option<Position>,
     stray_reading: bool,
     /// Used up, and on their way into the index.
     blocking: usize,
     overruled: BTreeMap<Position, Overrule>,
+    /// What was overruled and is still to be read.
+    decided: VecDeque<Entry>,
     /// The source of the batch that arrived last, and its place.
     last_batch: Option<(SourceId, Position)>,
 }
@@ -103,6 +117,8 @@ pub struct Strays {
     pub in_flight: u32,
     /// Deliveries on their way into the index.
     pub moving: u32,
+    /// The first of those, if that is known.
+    pub first: Option<Position>,
     /// Parked segments are being read.
     pub reading: bool,
 }
@@ -128,9 +144,11 @@ impl Order {
             touched: VecDeque::new(),
             strays: strays.in_flight,
             stray_moving: strays.moving,
+            stray_first: strays.first,
             stray_reading: strays.reading,
             blocking: 0,
             overruled: BTreeMap::new(),
+            decided: VecDeque::new(),
             last_batch: None,
         };
         order.renew(webhook);
@@ -144,6 +162,7 @@ impl Order {
             self.generation = webhook.generation;
             self.blocking = 0;
             self.overruled.clear();
+            self.decided.clear();
             self.touched.extend(self.index.renew(webhook.generation));
         }
     }
@@ -163,11 +182,6 @@ impl Order {
         self.generation
     }
 
-    /// Nothing stands in the way of all of the webhook's deliveries.
-    pub const fn is_open(&self) -> bool {
-        self.strays == 0 && !self.stray_reading && !self.is_blocked()
-    }
-
     /// Requests under way at once, of `most` that the webhook allows.
     pub const fn most(&self, most: u32) -> u32 {
         match self.ordering {
@@ -177,7 +191,7 @@ impl Order {
     }
 
     /// A delivery that was used up holds up the whole webhook.
-    const fn is_blocked(&self) -> bool {
+    pub const fn is_blocked(&self) -> bool {
         matches!(self.on_failure, OnFailure::Block) && self.index.blocked() + self.blocking > 0
     }
 
@@ -217,6 +231,16 @@ impl Order {
         }
         if self.waits_for_earlier() {
             gate = gate.min(self.last_earlier.next());
+            // Those that were parked under another order keep what is common to both.
+            let lined = (Position::default().next(), Entry::default());
+            let first = self.earlier.range(lined..).next().map(|(first, _)| *first);
+            let stray = self.stray_first.filter(|_| self.stray_moving > 0);
+            let batch = self
+                .lines
+                .get(&Line::STRICT)
+                .filter(|_| self.ordering == Ordering::PerKey);
+            let batch = batch.and_then(Waiting::first).map(Position::next);
+            gate = [first, stray, batch].into_iter().flatten().fold(gate, Position::min);
         }
         gate
     }
@@ -297,132 +321,6 @@ impl Order {
         self.arrived.insert((at, delivery.source, delivery.index), delivery);
     }
 
-    /// Draws the consequences after anything changed; gives what is ready to be sent now.
-    pub fn settle(&mut self, now: Timestamp, read_to: Revision) -> Vec<Delivery> {
-        let gate = self.gate(read_to);
-        while let Some(first) = self.arrived.first_entry() {
-            if first.key().0 >= gate {
-                break;
-            }
-            let (slot, delivery) = first.remove_entry();
-            let line = self.line_of(&delivery);
-            self.lines.entry(line).or_default().behind.insert(slot, delivery);
-            self.touched.push_back(line);
-        }
-        while let Some((_, line)) = self.gated.first().copied().filter(|(at, _)| *at < gate) {
-            self.gated.pop_first();
-            self.touched.push_back(line);
-        }
-        while let Some((_, line)) = self.dues.first().copied().filter(|(due, _)| *due <= now) {
-            self.dues.pop_first();
-            self.touched.push_back(line);
-        }
-        let mut ready = Vec::new();
-        while let Some(line) = self.touched.pop_front() {
-            self.advance(line, gate, now, &mut ready);
-        }
-        ready
-    }
-
-    /// Looks at what is first in a line.
-    fn advance(&mut self, line: Line, gate: Position, now: Timestamp, ready: &mut Vec<Delivery>) {
-        let waiting = self.lines.get(&line);
-        if line == Line::STREAM {
-            if waiting.is_some_and(|waiting| waiting.moving.is_empty()) {
-                self.lines.remove(&line);
-            }
-            return;
-        }
-        if waiting.is_some_and(|waiting| waiting.busy) {
-            return;
-        }
-        let moving = waiting.and_then(|waiting| waiting.moving.first());
-        let parked = self.index.first(line);
-        let stored = [parked.map(|(at, _)| at), moving].into_iter().flatten().min();
-        let head = waiting.and_then(|waiting| waiting.behind.first_key_value());
-        let head = head.map(|(slot, delivery)| (slot.0, delivery.state.due));
-        if let Some((at, due)) = head.filter(|(at, _)| stored.is_none_or(|stored| *at < stored)) {
-            if at >= gate {
-                self.gated.insert((at, line));
-            } else if due > now {
-                self.dues.insert((due, line));
-            } else {
-                self.promote(line, ready);
-            }
-            return;
-        }
-        let Some((at, entry)) = parked.filter(|(at, _)| moving.is_none_or(|moving| *at <= moving)) else {
-            if stored.is_none() {
-                self.lines.remove(&line);
-            }
-            return;
-        };
-        if self.reading.contains(&entry) {
-            return;
-        }
-        let overruled = self.overruled.contains_key(&at);
-        if self.index.is_blocked(&entry) && !overruled {
-            return;
-        }
-        if at >= gate {
-            self.gated.insert((at, line));
-        } else if entry.due > now && !overruled {
-            self.dues.insert((entry.due, line));
-        } else {
-            self.wanted.push_back(line);
-        }
-    }
-
-    /// The first of a line goes, with its batch if it has one.
-    fn promote(&mut self, line: Line, ready: &mut Vec<Delivery>) {
-        let Some(waiting) = self.lines.get_mut(&line) else {
-            return;
-        };
-        let Some((_, first)) = waiting.behind.pop_first() else {
-            return;
-        };
-        waiting.busy = true;
-        self.memory -= 1;
-        let batch: Option<(Arc<str>, SourceId)> = first.batch.clone().map(|batch| (batch, first.source));
-        ready.push(first);
-        let Some((batch, source)) = batch else { return };
-        while let Some(next) = waiting.behind.first_entry() {
-            if next.get().source != source || next.get().batch.as_ref() != Some(&batch) {
-                break;
-            }
-            self.memory -= 1;
-            ready.push(next.remove());
-        }
-    }
-
-    /// What follows the one that is ready and may share its request.
-    pub fn following(&self, now: Timestamp, read_to: Revision) -> impl Iterator<Item = &Delivery> {
-        let gate = self.gate(read_to);
-        let end = self.first_stored(Line::STRICT).map_or(gate, |stored| stored.min(gate));
-        let waiting = self
-            .lines
-            .get(&Line::STRICT)
-            .filter(|_| self.ordering == Ordering::Strict);
-        waiting
-            .into_iter()
-            .flat_map(|waiting| &waiting.behind)
-            .take_while(move |(slot, delivery)| slot.0 < end && delivery.state.due <= now)
-            .map(|(_, delivery)| delivery)
-    }
-
-    /// Takes the first of those that follow.
-    pub fn take_following(&mut self, count: usize) -> Vec<Delivery> {
-        let Some(waiting) = self.lines.get_mut(&Line::STRICT) else {
-            return Vec::new();
-        };
-        let taken: Vec<Delivery> = std::iter::from_fn(|| waiting.behind.pop_first())
-            .take(count)
-            .map(|(_, delivery)| delivery)
-            .collect();
-        self.memory -= taken.len();
-        taken
-    }
-
     /// A delivery that was ready, or under way, is not any more.
     pub fn free(&mut self, delivery: &Delivery) {
         let line = self.line_of(delivery);
@@ -495,6 +393,13 @@ impl Order {
         all.into_values().collect()
     }
 
+    /// The first of the deliveries on their way into the index.
+    pub fn first_moving(&self) -> Option<Position> {
+        let stray = self.stray_first.filter(|_| self.stray_moving > 0);
+        let own = self.lines.values().filter_map(|waiting| waiting.moving.first());
+        own.chain(stray).min()
+    }
+
     /// Nothing is left of it.
     pub fn is_empty(&self) -> bool {
         self.memory == 0 && self.lines.is_empty() && self.index.is_empty() && self.earlier.is_empty()
@@ -505,6 +410,3 @@ impl Order {
         self.memory
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -91,6 +91,13 @@ impl Order {
             memory: self.memory,
             room,
         };
+        while let Some(entry) = self.decided.front().copied() {
+            // Without room too: the webhook may have stopped because of it.
+            if !picked.take(entry, true) {
+                break;
+            }
+            self.decided.pop_front();
+        }
         // Nothing will happen by itself.
         let stuck = room.idle && (self.memory == 0 || self.dues.is_empty());
         self.pick_wanted(now, &mut picked);
@@ -120,16 +127,14 @@ impl Order {
 
     /// Picks of the lines whose turn it is: each from its first, as far as they follow each other.
     fn pick_wanted(&mut self, now: Timestamp, picked: &mut Picked) {
-        let must = picked.room.idle;
         while let Some(line) = self.wanted.front().copied() {
             let mut all = true;
             for entry in self.index.of(line) {
-                let overruled = self.overruled.contains_key(&position(entry));
                 let waits = entry.due > now || self.index.is_blocked(entry);
-                if waits && !overruled || self.reading.contains(entry) || picked.entries.contains(entry) {
+                if waits || self.reading.contains(entry) || picked.entries.contains(entry) {
                     break;
                 }
-                all = picked.take(*entry, must);
+                all = picked.take(*entry, picked.room.idle);
                 if !all {
                     break;
                 }
@@ -172,11 +177,12 @@ impl Order {
         let Some(lined) = entry.lined().filter(|_| self.index.is_blocked(entry)) else {
             return false;
         };
-        if self.index.of(lined.line).all(|known| known != entry) {
+        if self.index.of(lined.line).all(|known| known != entry) || self.reading.contains(entry) {
             return false;
         }
-        self.overruled.insert(lined.first, overrule);
-        self.touched.push_back(lined.line);
+        if self.overruled.insert(lined.first, overrule).is_none() {
+            self.decided.push_back(*entry);
+        }
         true
     }
 

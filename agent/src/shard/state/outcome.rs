@@ -14,7 +14,8 @@ use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
 use super::marks::Mark;
-use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State, age_from};
+use super::start::age_from;
+use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State};
 use crate::attempt::{Outcome, Reason};
 use crate::limit::breaker::Ended;
 use crate::limit::failing::{self, Note};

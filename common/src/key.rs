@@ -330,6 +330,11 @@ pub fn commands() -> Key {
     Key::from_stored("commands/")
 }
 
+/// The commands to the owner of a shard.
+pub fn commands_to(shard: ShardId) -> Key {
+    Key::new(format!("commands/{:04}/", shard.0))
+}
+
 /// One command to the owner of a shard. Commands of one shard are carried out in the order of their keys.
 pub fn command(shard: ShardId, id: &Uid) -> Key {
     Key::new(format!("commands/{:04}/{id}", shard.0))

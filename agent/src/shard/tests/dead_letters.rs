@@ -16,7 +16,7 @@ use crate::attempt::{Outcome, Reason};
 use crate::shard::Limits;
 
 /// What speaks against an event and not against its receiver, so that no breaker trips.
-const fn refused() -> Outcome {
+pub(super) const fn refused() -> Outcome {
     Outcome::Failed {
         reason: Reason::Status,
         status: Some(404),
@@ -37,14 +37,14 @@ async fn with_dead(count: usize, limits: Limits) -> (World, super::worker::Agent
     (world, agent, running)
 }
 
-async fn dead(world: &World) -> usize {
+pub(super) async fn dead(world: &World) -> usize {
     let (entries, _) = list_all(&world.store, &key::dead(SHARD), false).await.unwrap();
     let count = |entry: &postrider_common::store::Entry| stored::unpack(entry.value.clone()).unwrap().delivery_count();
     entries.iter().map(count).sum()
 }
 
 /// What was counted of webhook `a`, or of webhooks that do not exist any more.
-async fn usage(world: &World, webhook: Option<&str>) -> Usage {
+pub(super) async fn usage(world: &World, webhook: Option<&str>) -> Usage {
     let webhook = webhook.map(|id| postrider_common::id::WebhookId::new(id).unwrap());
     let name = (account(), webhook);
     let (progress, _) = world.store.get(&key::progress(SHARD)).await.unwrap();
@@ -57,7 +57,7 @@ async fn usage(world: &World, webhook: Option<&str>) -> Usage {
         .unwrap_or_default()
 }
 
-fn command(number: u32, action: Action) -> (Key, Command) {
+pub(super) fn command(number: u32, action: Action) -> (Key, Command) {
     let command = Command {
         account: account(),
         webhook: webhook("a").id,
@@ -69,7 +69,7 @@ fn command(number: u32, action: Action) -> (Key, Command) {
     (key::command(SHARD, &id), command)
 }
 
-async fn carry_out(world: &World, number: u32, action: Action) {
+pub(super) async fn carry_out(world: &World, number: u32, action: Action) {
     let (key, command) = command(number, action);
     world.put(key.clone(), stored::encode_command(&command)).await;
     world

@@ -4,6 +4,7 @@ mod batch;
 mod catalog;
 mod dead_letters;
 mod order;
+mod single;
 mod state;
 mod worker;
 

@@ -1,8 +1,10 @@
 //! The task of one shard: feeds the state, makes the attempts it asks for, hands its records to the ledger.
 
 mod arrivals;
+mod find;
 mod intake;
 mod orders;
+mod singles;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::arrivals::Arrivals;
 use self::orders::Orders;
+use self::singles::Singles;
 use super::Tenure;
 use super::budget::Purse;
 use super::counters::{Counted, Tally};
@@ -109,6 +112,7 @@ pub(super) struct Worker {
     /// When the next look is due although nothing else happens.
     look_at: Option<Timestamp>,
     orders: Orders,
+    singles: Singles,
     /// How many shards the cell has, if that is known.
     shard_count: Option<NonZeroU16>,
 }
@@ -217,6 +221,7 @@ impl Worker {
             permit_wait: None,
             look_at: None,
             orders: Orders::new(now),
+            singles: Singles::default(),
             shard_count: found.shard_count,
         }
     }
@@ -264,7 +269,8 @@ impl Worker {
                 }
                 changed = changes.recv() => self.changed(changed),
                 // Whatever it says: the next turn looks.
-                _ = orders.recv(), if deadline.is_none() => {}
+                _ = orders.recv(), if deadline.is_none() => self.orders.changed(),
+                Some(found) = self.singles.next(), if deadline.is_none() => self.single_found(found),
                 Some(read) = self.orders.next(), if deadline.is_none() => self.order_read(read),
                 Some(read) = self.reads.join_next(), if deadline.is_none() => self.read_ended(read),
                 Some(ended) = self.attempts.join_next() => self.attempts_ended(ended),
@@ -295,7 +301,12 @@ impl Worker {
     }
 
     fn sleep_until(&self) -> Instant {
-        let at = [self.state.next_alarm(), self.look_at, Some(self.orders.next_alarm())];
+        let at = [
+            self.state.next_alarm(),
+            self.look_at,
+            Some(self.orders.next_alarm()),
+            self.singles.next_alarm(),
+        ];
         let at = at.into_iter().flatten().min();
         // To the whole millisecond above, so that it is due when the sleep is over.
         let pause = at.map_or(LONGEST_SLEEP, |at| at.saturating_since(self.now()).min(LONGEST_SLEEP));

@@ -52,6 +52,8 @@ pub(super) struct Orders {
     reads: JoinSet<Read>,
     /// Segments that were handed to the ledger to be replaced.
     rewritten: usize,
+    /// The commands may have changed since they were looked at.
+    news: bool,
 }
 
 /// One job.
@@ -86,7 +88,13 @@ impl Orders {
             job: None,
             reads: JoinSet::new(),
             rewritten: 0,
+            news: true,
         }
+    }
+
+    /// The commands have changed.
+    pub(super) const fn changed(&mut self) {
+        self.news = true;
     }
 
     /// The next thing that was read.
@@ -103,6 +111,7 @@ impl Orders {
 impl Worker {
     /// Goes on with the job in hand, or begins the next one.
     pub(super) fn order(&mut self, now: Timestamp) {
+        self.look_for_singles(now);
         if self.orders.job.is_none() {
             self.orders.job = self.next_job(now);
         }
@@ -121,12 +130,10 @@ impl Worker {
                     .spawn(async move { Read::Index(index(store, prefix).await) });
             }
             Some(left) if left.is_empty() => {
-                if let Some((key, command)) = &job.command {
-                    tracing::info!(account = %command.account, webhook = %command.webhook, "a command was carried out");
-                    self.effects.records.push(Record::Discard(key.clone()));
-                    self.orders.finished.insert(key.clone());
+                let done = self.orders.job.take().and_then(|job| job.command);
+                if let Some((key, command)) = done {
+                    self.carried_out(key, &command);
                 }
-                self.orders.job = None;
                 self.wake.notify_one();
             }
             Some(left) => {
@@ -147,14 +154,29 @@ impl Worker {
         }
     }
 
+    /// A command is deleted, after everything that it asked for.
+    pub(super) fn carried_out(&mut self, key: Key, command: &Command) {
+        tracing::info!(account = %command.account, webhook = %command.webhook, "a command was carried out");
+        self.effects.records.push(Record::Discard(key.clone()));
+        self.orders.finished.insert(key);
+    }
+
     fn next_job(&mut self, now: Timestamp) -> Option<Job> {
         let shard = self.tenure.shard;
-        let commands = self.shards.deps.commands.of(shard);
-        self.orders.finished.retain(|key| commands.contains_key(key));
-        if let Some((key, command)) = commands
-            .into_iter()
-            .find(|(key, _)| !self.orders.finished.contains(key))
-        {
+        if std::mem::take(&mut self.orders.news) {
+            let commands = self.shards.deps.commands.of(shard);
+            self.orders.finished.retain(|key| commands.contains_key(key));
+            for (key, command) in commands {
+                let known = self.orders.finished.contains(&key) || self.singles.has(&key);
+                if !known && !self.singles.take_on(&key, &command, now) {
+                    // There may be more.
+                    self.orders.news = true;
+                    return Some(Job::of(key, command, shard, now));
+                }
+            }
+            self.look_for_singles(now);
+        }
+        if let Some((key, command)) = self.singles.pop_ended() {
             return Some(Job::of(key, command, shard, now));
         }
         if let Some(((account, webhook), as_of)) = self.orders.former.pop_first() {

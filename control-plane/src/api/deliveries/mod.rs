@@ -1,6 +1,7 @@
 //! DeliveryService: tells what becomes of deliveries. Each method has a file of its own.
 
 mod attempts;
+mod control;
 mod dead_letters;
 mod explain;
 mod get;
@@ -138,5 +139,33 @@ impl DeliveryService for Deliveries {
         request: Request<v1::ListDeadLettersRequest>,
     ) -> Result<Response<v1::ListDeadLettersResponse>, Status> {
         Ok(Response::new(self.dead_letters(request.get_ref()).await?))
+    }
+
+    async fn retry_delivery(
+        &self,
+        request: Request<v1::RetryDeliveryRequest>,
+    ) -> Result<Response<v1::Delivery>, Status> {
+        Ok(Response::new(self.retry(request.get_ref()).await?))
+    }
+
+    async fn cancel_delivery(
+        &self,
+        request: Request<v1::CancelDeliveryRequest>,
+    ) -> Result<Response<v1::Delivery>, Status> {
+        Ok(Response::new(self.cancel(request.get_ref()).await?))
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<v1::RedriveDeadLettersRequest>,
+    ) -> Result<Response<v1::RedriveDeadLettersResponse>, Status> {
+        Ok(Response::new(self.redrive(request.get_ref()).await?))
+    }
+
+    async fn purge_dead_letters(
+        &self,
+        request: Request<v1::PurgeDeadLettersRequest>,
+    ) -> Result<Response<v1::PurgeDeadLettersResponse>, Status> {
+        Ok(Response::new(self.purge(request.get_ref()).await?))
     }
 }

@@ -63,7 +63,7 @@ impl Deliveries {
     ) -> Result<BoxStream<'static, Result<v1::WatchAttemptsResponse, Status>>, Error> {
         let mut violations = Violations::default();
         let parent = rules::followed(&request.parent, &mut violations);
-        let event_types = rules::event_types(&request.event_types, &mut violations);
+        let event_types = rules::event_types("event_types", &request.event_types, &mut violations);
         let resume = self.resume(request, &mut violations);
         let (account, webhook) = violations.with(parent)?;
         let place = Arc::clone(&self.watches)

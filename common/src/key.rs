@@ -7,7 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::id::{AccountId, AgentId, EventName, RequestId, WebhookId};
+use crate::model::order::{Line, Lined, Position};
 use crate::shard::ShardId;
+use crate::store::Revision;
 use crate::time::Timestamp;
 
 /// One key of the store, or a prefix of keys (then it ends with `/`).
@@ -189,6 +191,8 @@ pub enum ParkedKind {
     Gathering(u32),
     /// The due time of the batch that they make up.
     Batch,
+    /// Their turn: they are of an ordered webhook.
+    Ordered(Lined),
 }
 
 /// One parked segment.
@@ -248,6 +252,11 @@ fn placed(at: &Parked) -> String {
         ParkedKind::Single => String::new(),
         ParkedKind::Gathering(bytes) => format!("-g{bytes:x}"),
         ParkedKind::Batch => "-b".to_owned(),
+        ParkedKind::Ordered(lined) => {
+            let revision = lined.first.revision.0.max(0);
+            let (line, index, blocked) = (lined.line.0, lined.first.index, lined.blocked);
+            format!("-o{line:x}-{revision:x}-{index:x}-{blocked:x}")
+        }
     };
     format!(
         "{:04}/{}/{}/due-{:015}-{:x}-{:x}-{}{kind}",
@@ -269,7 +278,17 @@ fn parse_placed(text: &str) -> Option<Parked> {
     let kind = match fields.next() {
         None => ParkedKind::Single,
         Some("b") => ParkedKind::Batch,
-        Some(other) => ParkedKind::Gathering(u32::from_str_radix(other.strip_prefix('g')?, 16).ok()?),
+        Some(other) => match other.strip_prefix('o') {
+            None => ParkedKind::Gathering(u32::from_str_radix(other.strip_prefix('g')?, 16).ok()?),
+            Some(line) => ParkedKind::Ordered(Lined {
+                line: Line(u64::from_str_radix(line, 16).ok()?),
+                first: Position {
+                    revision: Revision(i64::from_str_radix(fields.next()?, 16).ok()?),
+                    index: u32::from_str_radix(fields.next()?, 16).ok()?,
+                },
+                blocked: u64::from_str_radix(fields.next()?, 16).ok()?,
+            }),
+        },
     };
     if parts.next().is_some() || fields.next().is_some() {
         return None;
@@ -345,12 +364,19 @@ mod tests {
         #[test]
         fn a_parked_key_says_what_it_was_built_from(
             shard in 0_u16..1024, account in "[a-z0-9][a-z0-9-]{0,62}", webhook in "[a-z0-9][a-z0-9-]{0,62}",
-            due in 0_i64..253_402_300_799_999, epoch: u64, number: u64, count: u32, kind in 0_u8..3, bytes: u32,
+            due in 0_i64..253_402_300_799_999, epoch: u64, number: u64, count: u32, kind in 0_u8..4, bytes: u32, revision in 0..i64::MAX,
         ) {
             let parked = Parked {
                 shard: ShardId(shard), account: AccountId::new(&account).unwrap(), webhook: WebhookId::new(&webhook).unwrap(),
                 due: Timestamp::from_millis(due), epoch, number, count,
-                kind: match kind { 0 => ParkedKind::Single, 1 => ParkedKind::Gathering(bytes), _ => ParkedKind::Batch },
+                kind: match kind {
+                    0 => ParkedKind::Single,
+                    1 => ParkedKind::Gathering(bytes),
+                    2 => ParkedKind::Batch,
+                    _ => ParkedKind::Ordered(Lined {
+                        line: Line(number), first: Position { revision: Revision(revision), index: bytes }, blocked: epoch,
+                    }),
+                },
             };
             prop_assert_eq!(parse_parked(&parked_segment(&parked)), Some(parked.clone()));
             prop_assert!(parked_segment(&parked).as_str().starts_with(super::parked(parked.shard).as_str()));

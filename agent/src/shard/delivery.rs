@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider_common::id::{AccountId, Uid, WebhookId};
 use postrider_common::key::{self, Key, Parked};
+use postrider_common::model::order::{Line, Position};
 use postrider_common::model::segment::{self, DeliveryState, Event, Segment};
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
@@ -175,6 +176,13 @@ impl Source {
                     event: event.clone(),
                     state: segment::DeliveryState {
                         alone: delivery.state.alone || !ours,
+                        position: match place {
+                            Place::Queue(revision) => Position {
+                                revision,
+                                index: number,
+                            },
+                            Place::Parked => delivery.state.position,
+                        },
                         ..delivery.state
                     },
                     bytes,
@@ -244,6 +252,8 @@ pub struct Batch {
     pub id: Arc<str>,
     /// The deliveries, with the state in which they are to be stored; never empty, all due at the same time.
     pub deliveries: Vec<Delivery>,
+    /// Where to: [`Destination::Parked`] or [`Destination::Ordered`].
+    pub to: Destination,
     /// Deliveries of the batch that this one is the rest of, which the receiver has taken.
     pub over: Vec<(SourceId, u32)>,
 }
@@ -255,6 +265,8 @@ pub enum Destination {
     Parked,
     /// It waits to be made up into a batch with others.
     Gathering,
+    /// It waits for its turn, in this line.
+    Ordered(Line),
     /// It ended without having been delivered.
     Dead,
 }

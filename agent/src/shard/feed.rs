@@ -94,11 +94,12 @@ impl Feed {
         let queue = feed.queue.clone();
         let apply = move |update| {
             let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = !queue.is_listed();
             match update {
                 Update::Reset(entries, revision) => queue.reset(entries, revision),
                 Update::Changes(changes) => queue.changed(changes),
             }
-            let news = !queue.is_empty();
+            let news = first || !queue.is_empty();
             drop(queue);
             if news {
                 worker.notify_one();
@@ -113,6 +114,12 @@ impl Feed {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.next_is_kept().filter(|kept| *kept)?;
         queue.pop()
+    }
+
+    /// Whether everything was taken that it held when it was listed, and since.
+    pub fn is_read(&self) -> bool {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.is_listed() && queue.is_empty()
     }
 
     /// Up to `most` of the oldest segments, if they have to be read.

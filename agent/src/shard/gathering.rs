@@ -7,7 +7,7 @@ use postrider_common::model::webhook::{PayloadFormat, Webhook};
 use postrider_common::time::Timestamp;
 
 use super::delivery::{Delivery, SourceId, size};
-use super::lane::Entry;
+use super::entry::Entry;
 
 /// Sources that the members of one batch come from at most: each may have to be deleted in the transaction that makes the batch.
 pub const BATCH_SOURCES: usize = 64;

@@ -1,5 +1,7 @@
 //! The queue of one webhook: what is ready, what waits for its time, what is under way, and what is parked in the store. Pure.
 
+mod ordered;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,9 @@ use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
 use super::delivery::{Delivery, Known, SourceId};
+use super::entry::Entry;
 use super::gathering::{BATCH_SOURCES, Gathering};
+use super::order::Order;
 use crate::limit::breaker::Breaker;
 use crate::limit::failing::Streak;
 use crate::limit::rate::{self, Meter};
@@ -35,10 +39,10 @@ pub const LANE_SOURCES: usize = 64;
 pub const WAIT_LIMIT: usize = LANE_LIMIT / 4;
 
 /// Parked segments read in one go.
-const LOAD_SEGMENTS: usize = 16;
+pub(super) const LOAD_SEGMENTS: usize = 16;
 
 /// Deliveries read in one go: one full parked segment, or several small ones.
-const LOAD_DELIVERIES: usize = 256;
+pub(super) const LOAD_DELIVERIES: usize = 256;
 
 /// What the lane knows about its webhook.
 #[derive(Debug, Clone)]
@@ -51,18 +55,6 @@ pub enum Config {
     Unreadable,
     /// It was deleted by this revision.
     Gone(Revision),
-}
-
-/// A parked segment, as the index keeps it: account, webhook and shard are the lane's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Entry {
-    /// As in its key.
-    pub due: Timestamp,
-    epoch: u64,
-    number: u64,
-    /// Deliveries.
-    pub count: u32,
-    kind: ParkedKind,
 }
 
 /// One lane.
@@ -98,6 +90,10 @@ pub struct Lane {
     pub noted: Option<Failing>,
     /// For events accepted from the first moment until before the second, batches go at the second.
     next_run: Option<(Timestamp, Timestamp)>,
+    /// In which order they go, if in any: then the ready ones are those whose turn it is, and all others are there.
+    pub order: Option<Box<Order>>,
+    /// How many orders it had.
+    orders: u32,
     ready: VecDeque<Delivery>,
     /// Runs of the same source among the ready.
     runs: usize,
@@ -124,6 +120,8 @@ impl Lane {
             meter: Meter::default(),
             noted: None,
             next_run: None,
+            order: None,
+            orders: 0,
             ready: VecDeque::new(),
             runs: 0,
             waiting: BTreeMap::new(),
@@ -147,6 +145,7 @@ impl Lane {
                 }
                 self.reconfigured(webhook);
                 self.config = Config::Known(webhook.clone(), *at);
+                self.reorder(webhook);
             }
             Known::Absent(at) if *at >= revision => self.config = Config::Gone(*at),
             Known::Unreadable if !matches!(self.config, Config::Gone(_)) => self.config = Config::Unreadable,
@@ -186,9 +185,13 @@ impl Lane {
 
     /// An attempt may start.
     pub fn can_start(&self, now: Timestamp) -> bool {
-        let most = |webhook: &Webhook| webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get();
+        let most = |webhook: &Webhook| {
+            let most = webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get();
+            self.order.as_ref().map_or(most, |order| order.most(most))
+        };
         !self.ready.is_empty()
             && self.paused_until <= now
+            && self.order.as_ref().is_none_or(|order| !order.is_blocked())
             && self.active().is_some_and(|webhook| {
                 self.breaker.may_start(now, self.in_flight, most(webhook))
                     && limit(webhook).is_none_or(|limit| self.meter.may_start(&limit, now))
@@ -244,10 +247,8 @@ impl Lane {
         self.ready.push_back(delivery);
     }
 
-    /// Puts one back whose attempt was not made.
-    pub fn put_back(&mut self, mut delivery: Delivery) {
-        // The request may have been under way when it was given up.
-        delivery.state.alone = true;
+    /// Adds one that is to be sent next.
+    fn push_front(&mut self, delivery: Delivery) {
         if self.ready.front().is_none_or(|first| first.source != delivery.source) {
             self.runs += 1;
         }
@@ -339,6 +340,10 @@ impl Lane {
     /// Takes everything that is in memory and not under way.
     pub fn drain(&mut self) -> Vec<Delivery> {
         let mut all: Vec<Delivery> = self.ready.drain(..).collect();
+        if let Some(order) = &mut self.order {
+            all.iter().for_each(|delivery| order.free(delivery));
+            all.append(&mut order.drain());
+        }
         all.extend(std::mem::take(&mut self.waiting).into_values());
         all.extend(self.gathering.drain_loaded());
         self.runs = 0;
@@ -349,14 +354,15 @@ impl Lane {
 
     /// Adds a parked segment to the index.
     pub fn park(&mut self, parked: &Parked) {
-        let entry = Entry {
-            due: parked.due,
-            epoch: parked.epoch,
-            number: parked.number,
-            count: parked.count,
-            kind: parked.kind,
-        };
-        match parked.kind {
+        let entry = Entry::of(parked);
+        match &mut self.order {
+            Some(order) => order.stored(entry),
+            None => self.index(entry),
+        }
+    }
+
+    fn index(&mut self, entry: Entry) {
+        match entry.kind {
             ParkedKind::Gathering(bytes) => {
                 let batching = match &self.config {
                     Config::Known(webhook, _) => Some(&webhook.batching),
@@ -364,7 +370,7 @@ impl Lane {
                 };
                 self.gathering.park(entry, bytes, batching);
             }
-            ParkedKind::Single | ParkedKind::Batch => drop(self.parked.insert(entry)),
+            ParkedKind::Single | ParkedKind::Batch | ParkedKind::Ordered(_) => drop(self.parked.insert(entry)),
         }
     }
 
@@ -372,6 +378,9 @@ impl Lane {
     pub fn drain_parked(&mut self, shard: ShardId) -> Vec<Parked> {
         let mut entries = std::mem::take(&mut self.parked);
         entries.append(&mut self.gathering.drain_index());
+        if let Some(order) = &mut self.order {
+            entries.extend(order.drain_index());
+        }
         entries.into_iter().map(|entry| self.parked_at(shard, entry)).collect()
     }
 
@@ -419,28 +428,21 @@ impl Lane {
     }
 
     fn parked_at(&self, shard: ShardId, entry: Entry) -> Parked {
-        Parked {
-            shard,
-            account: self.account.clone(),
-            webhook: self.webhook.clone(),
-            due: entry.due,
-            epoch: entry.epoch,
-            number: entry.number,
-            count: entry.count,
-            kind: entry.kind,
-        }
+        entry.parked(shard, &self.account, &self.webhook)
     }
 
     /// When time alone will change something.
     pub fn next_alarm(&self, now: Timestamp) -> Option<Timestamp> {
         let waiting = self.waiting.first_key_value().map(|(key, _)| key.0);
         let parked = self.parked.first().map(|entry| entry.due);
-        let parked = [parked, self.gathering.next_due()].into_iter().flatten().min();
+        let ordered = self.order.as_ref().and_then(|order| order.next_due());
+        let parked = [parked, ordered, self.gathering.next_due()].into_iter().flatten().min();
         let parked = parked.filter(|_| self.reserved == 0 && !self.is_held());
         // What is due already waits for room or for the end of a pause, not for time.
         let later = |at: &Timestamp| *at > now;
-        let pause = Some(self.rests_until())
-            .filter(|_| !self.ready.is_empty() || !self.parked.is_empty() || !self.gathering.is_empty());
+        let pause = Some(self.rests_until()).filter(|_| {
+            !self.ready.is_empty() || !self.parked.is_empty() || !self.gathering.is_empty() || self.order.is_some()
+        });
         let limit = self
             .active()
             .and_then(|webhook| limit(webhook))
@@ -464,7 +466,8 @@ impl Lane {
 
     /// Parked segments in the index.
     pub fn parked_len(&self) -> usize {
-        self.parked.len() + self.gathering.parked_len()
+        let ordered = self.order.as_ref().map_or(0, |order| order.parked_len());
+        self.parked.len() + self.gathering.parked_len() + ordered
     }
 
     /// Nothing is left of it.
@@ -477,6 +480,7 @@ impl Lane {
             && self.moving == 0
             && self.reserved == 0
             && !self.queued
+            && self.order.as_ref().is_none_or(|order| order.is_empty())
             // Its failures are remembered until it is well again or gone.
             && (self.breaker.streak().is_none() && self.noted.is_none() || matches!(self.config, Config::Gone(_)))
     }

@@ -68,6 +68,11 @@ impl Queue {
         self.waiting.first_key_value().map(|(_, value)| value.is_some())
     }
 
+    /// It was listed at least once.
+    pub fn is_listed(&self) -> bool {
+        self.seen > Revision::default()
+    }
+
     /// How many wait.
     pub fn len(&self) -> usize {
         self.waiting.len()

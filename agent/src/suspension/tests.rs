@@ -26,6 +26,7 @@ impl Clock for Fixed {
 fn webhook() -> Webhook {
     Webhook {
         batching: postrider_common::model::batching::Batching::default(),
+        order: postrider_common::model::order::Order::default(),
         account: AccountId::new("1010").unwrap(),
         id: WebhookId::new("a").unwrap(),
         uid: Uid::new("00000000-0000-7000-8000-000000000001").unwrap(),

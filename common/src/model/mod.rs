@@ -6,5 +6,6 @@ pub mod batching;
 pub mod event_type;
 pub mod failing;
 pub mod operational;
+pub mod order;
 pub mod segment;
 pub mod webhook;

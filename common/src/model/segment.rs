@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
 use crate::model::event_type::Category;
+use crate::model::order::Position;
 use crate::store::Revision;
 use crate::time::Timestamp;
 
@@ -94,6 +95,13 @@ pub struct DeliveryState {
     pub status: Option<u16>,
     /// It may have been sent in a request of its own, though no attempt is recorded: it never shares one.
     pub alone: bool,
+    /// Where it stands in the order of acceptance. Set when it is read from its queue segment.
+    pub position: Position,
+    /// The generation of the webhook under which it was used up: it waits, and is tried no more by itself, until the webhook has another one. 0 if it
+    /// is not used up.
+    pub blocked: u64,
+    /// When it was given its retry policy anew, after it had been used up: its age counts from then.
+    pub renewed: Option<Timestamp>,
 }
 
 impl Segment {

@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::batching::Batching;
+use super::event_type::Category;
+use super::order::Order;
 use crate::id::{AccountId, EventName, Uid, WebhookId};
 use crate::model::operational;
 use crate::retry;
@@ -59,6 +61,8 @@ pub struct Webhook {
     pub payload_format: PayloadFormat,
     /// When events are sent, and how many share a request.
     pub batching: Batching,
+    /// In which order events go.
+    pub order: Order,
     /// How fast requests may go; `None` means without limit.
     pub rate_limit: Option<RateLimit>,
     /// When failed deliveries are tried again.
@@ -92,6 +96,11 @@ impl Webhook {
         self.suspension
             .as_ref()
             .filter(|suspension| suspension.end_time.is_none_or(|end| end < suspension.time))
+    }
+
+    /// Whether events of this category are gathered into batches. Those of an ordered webhook are not: they would hold up what follows them.
+    pub fn gathers(&self, category: Category) -> bool {
+        !self.order.is_kept() && self.batching.gathers(category)
     }
 
     /// The place that a secret of this webhook is sealed for (see [`crate::secret::Keyring::seal`]). `field` is one of [`super::auth::place`], or

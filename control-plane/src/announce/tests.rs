@@ -181,6 +181,7 @@ async fn die(store: &MemoryStore, number: u64, name: &str) {
         due: NOW,
         reason: "TIMEOUT".into(),
         status: None,
+        ..DeliveryState::default()
     };
     let segment = Segment {
         batch: None,

@@ -9,6 +9,7 @@ use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, Unkno
 use postrider_common::model::auth::ClientAuthentication;
 use postrider_common::model::batching::Mode;
 use postrider_common::model::event_type::{Category, EventType};
+use postrider_common::model::order::{OnFailure, Ordering};
 use postrider_common::model::webhook::{
     Auth, DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, HttpVersion, PayloadFormat, SigningSecret, Suspension, Webhook,
     WhenInactive,
@@ -70,8 +71,20 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp) -> v1::Webhook {
                 cron: schedule.cron().to_owned(),
                 time_zone: schedule.time_zone().to_owned(),
             }),
-            ordering: v1::delivery_options::Ordering::None.into(),
-            on_failure: v1::delivery_options::OnFailure::DeadLetter.into(),
+            ordering: match webhook.order.ordering {
+                Ordering::None => v1::delivery_options::Ordering::None,
+                Ordering::PerKey => v1::delivery_options::Ordering::PerKey,
+                Ordering::Strict => v1::delivery_options::Ordering::Strict,
+            }
+            .into(),
+            // As chosen: an update that changes only the ordering must not turn a default into a choice.
+            on_failure: match webhook.order.on_failure {
+                None => v1::delivery_options::OnFailure::Unspecified,
+                Some(OnFailure::DeadLetter) => v1::delivery_options::OnFailure::DeadLetter,
+                Some(OnFailure::Block) => v1::delivery_options::OnFailure::Block,
+                Some(OnFailure::ParkKey) => v1::delivery_options::OnFailure::ParkKey,
+            }
+            .into(),
             max_in_flight: number(webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get()),
             timeout: Some(duration(webhook.timeout.unwrap_or(DEFAULT_TIMEOUT))),
             http_version: match webhook.http_version {

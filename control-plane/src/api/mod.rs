@@ -19,6 +19,7 @@ pub(crate) mod json;
 mod listing;
 mod mask;
 pub(crate) mod names;
+mod order_rules;
 pub(crate) mod page;
 pub(crate) mod publish_service;
 pub(crate) mod server;

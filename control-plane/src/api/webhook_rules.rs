@@ -5,18 +5,19 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use postrider_common::model::batching::Batching;
+use postrider_common::model::order::Order;
 use postrider_common::model::webhook::{
     DEFAULT_MAX_IN_FLIGHT, DEFAULT_TIMEOUT, EventPattern, HttpVersion, PayloadFormat, RateLimit, Webhook, WhenInactive,
 };
 use postrider_common::retry;
 use postrider_common::time::Timestamp;
 use postrider_proto::v1;
-use v1::delivery_options::{OnFailure, Ordering};
 use v1::payload_options::Format;
 
 use super::auth_rules::{self, DraftAuth};
 use super::batching_rules;
 use super::header_rules;
+use super::order_rules;
 use super::status::Violations;
 use super::text_rules::{description, display_name, duration, known, labels, not_available};
 use super::url_rules::UrlCheck;
@@ -45,6 +46,7 @@ pub(crate) struct Draft {
     pub(crate) http_version: HttpVersion,
     pub(crate) payload_format: PayloadFormat,
     pub(crate) batching: Batching,
+    pub(crate) order: Order,
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) retry: retry::Policy,
     pub(crate) headers: Vec<(String, String)>,
@@ -93,6 +95,7 @@ pub(crate) fn check(
         Format::Raw => PayloadFormat::Raw,
     };
     let batching = batching_rules::check(&delivery, payload_format, violations);
+    let order = order_rules::check(&delivery, violations);
     let rate_limit = check_rate_limit(delivery.rate_limit, violations);
     let (max_in_flight, timeout) = check_delivery(delivery, violations);
     Draft {
@@ -105,6 +108,7 @@ pub(crate) fn check(
         http_version,
         payload_format,
         batching,
+        order,
         rate_limit,
         retry: check_retry(&message.retry.unwrap_or_default(), violations),
         headers: header_rules::check("webhook.headers", &message.headers, &auth.headers(), violations),
@@ -150,14 +154,6 @@ fn check_delivery(
     violations: &mut Violations,
 ) -> (Option<NonZeroU32>, Option<Duration>) {
     let at = |name: &str| format!("webhook.delivery.{name}");
-    match known(&at("ordering"), delivery.ordering, violations) {
-        Ordering::Unspecified | Ordering::None => {}
-        Ordering::PerKey | Ordering::Strict => not_available(&at("ordering"), true, violations),
-    }
-    match known(&at("on_failure"), delivery.on_failure, violations) {
-        OnFailure::Unspecified | OnFailure::DeadLetter => {}
-        OnFailure::Block | OnFailure::ParkKey => not_available(&at("on_failure"), true, violations),
-    }
     if !(0..=MAX_IN_FLIGHT).contains(&delivery.max_in_flight) {
         violations.add(
             at("max_in_flight"),

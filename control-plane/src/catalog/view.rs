@@ -139,6 +139,7 @@ pub(crate) mod tests {
             http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
             payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
             batching: postrider_common::model::batching::Batching::default(),
+            order: postrider_common::model::order::Order::default(),
             rate_limit: None,
             suspension: None,
             timeout: None,

@@ -18,7 +18,7 @@ use postrider_proto::stored as pb;
 
 use super::pack::{self, Group, Pack};
 use crate::shard::bits::Bits;
-use crate::shard::delivery::{Batch, Destination, Record, SourceId, size};
+use crate::shard::delivery::{Batch, Record, SourceId, size};
 
 /// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
 pub const DRAFT_OPS: usize = 100;
@@ -357,11 +357,8 @@ impl<'a, 'r> Drawing<'a, 'r> {
             Record::Batch(batch) => self.take_batch(batch),
             Record::Moved(moved) => {
                 let (delivery, size) = (&moved.delivery, size(&moved.delivery.event));
-                let bucket = match moved.to {
-                    Destination::Parked | Destination::Gathering => pack::bucket(now, delivery.state.due),
-                    Destination::Dead => 0,
-                };
-                let group = (moved.to, bucket, &delivery.origin.account, &delivery.origin.webhook);
+                let alike = pack::group(moved.to, now, &delivery.state);
+                let group = (moved.to, alike, &delivery.origin.account, &delivery.origin.webhook);
                 let last = self.last_pack.get(&group).copied();
                 let last = last.filter(|at| self.packs.get(*at).is_some_and(|pack| pack.has_room(size)));
                 // The first record of a draft goes in whatever its size: an event is never larger than a write may be.
@@ -412,7 +409,7 @@ impl<'a, 'r> Drawing<'a, 'r> {
             self.end(source, index, 0);
         }
         self.packs.push(Pack {
-            to: Destination::Parked,
+            to: batch.to,
             deliveries: batch.deliveries.iter().collect(),
             bytes,
             batch: Some(&batch.id),

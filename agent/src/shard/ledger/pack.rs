@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked, ParkedKind};
+use postrider_common::model::order::Lined;
 use postrider_common::model::segment;
 use postrider_common::shard::ShardId;
 use postrider_common::store::Op;
@@ -42,13 +43,25 @@ impl Pack<'_> {
 
 /// Which due times go into one segment: those whose delays from now are within a quarter of each other, so that what is read when the first is due does
 /// not wait long in memory.
-pub(super) fn bucket(now: Timestamp, due: Timestamp) -> u32 {
+fn bucket(now: Timestamp, due: Timestamp) -> u32 {
     let delay = u64::try_from(due.saturating_since(now).as_millis()).unwrap_or(u64::MAX);
     let Some(log) = delay.checked_ilog2().filter(|log| *log >= 9) else {
         return 0;
     };
     let quarter = u32::try_from((delay >> (log - 2)) & 3).unwrap_or(0);
     log * 4 + quarter
+}
+
+/// Which deliveries go into one segment. In a line those that only wait for their turn are kept apart from those that wait for a time, so that each segment
+/// holds what follows each other; and one that was used up is alone.
+pub(super) fn group(to: Destination, now: Timestamp, state: &segment::DeliveryState) -> u32 {
+    match to {
+        Destination::Parked | Destination::Gathering => bucket(now, state.due),
+        Destination::Ordered(_) if state.blocked != 0 => u32::MAX,
+        Destination::Ordered(_) if state.attempts == 0 && state.due <= now => 0,
+        Destination::Ordered(_) => 1 + bucket(now, state.due),
+        Destination::Dead => 0,
+    }
 }
 
 /// The write of a pack, and where it is parked then; `None` for where dead letters are. `None` of all for a pack that is empty.
@@ -64,6 +77,11 @@ pub(super) fn store(pack: &Pack<'_>, shard: ShardId, epoch: u64, number: u64) ->
         number,
         count: u32::try_from(pack.deliveries.len()).unwrap_or(u32::MAX),
         kind: match pack.to {
+            Destination::Ordered(line) => ParkedKind::Ordered(Lined {
+                line,
+                first: pack.deliveries.iter().map(|delivery| delivery.state.position).min()?,
+                blocked: first.state.blocked,
+            }),
             _ if pack.batch.is_some() => ParkedKind::Batch,
             Destination::Gathering => ParkedKind::Gathering(u32::try_from(pack.bytes).unwrap_or(u32::MAX)),
             Destination::Parked | Destination::Dead => ParkedKind::Single,
@@ -73,7 +91,7 @@ pub(super) fn store(pack: &Pack<'_>, shard: ShardId, epoch: u64, number: u64) ->
     segment.batch = pack.batch.cloned();
     let value = stored::pack(segment);
     Some(match pack.to {
-        Destination::Parked | Destination::Gathering => {
+        Destination::Parked | Destination::Gathering | Destination::Ordered(_) => {
             let key = key::parked_segment(&at);
             (Op::put(key, value), Some(at))
         }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use postrider_common::model::order::Line;
 use postrider_common::model::webhook::{PayloadFormat, Webhook};
 use postrider_common::time::Timestamp;
 
@@ -21,7 +22,7 @@ impl State {
             return None;
         };
         let alone = delivery.batch.is_none() && delivery.state.attempts == 0;
-        if !alone || delivery.event.ready_time() > now || !webhook.batching.gathers(delivery.event.category) {
+        if !alone || delivery.event.ready_time() > now || !webhook.gathers(delivery.event.category) {
             return None;
         }
         let webhook = webhook.clone();
@@ -44,6 +45,7 @@ impl State {
 
     /// Makes one batch of the ready deliveries that may share a request, if there are at least two.
     pub(super) fn coalesce(&mut self, at: usize, now: Timestamp, effects: &mut Effects) -> bool {
+        let read_to = self.read_to;
         let Some(lane) = self.lane(at) else { return false };
         let Some(webhook) = lane.active().cloned() else {
             return false;
@@ -58,11 +60,23 @@ impl State {
                 && delivery.batch.is_none()
                 && delivery.origin.uid == webhook.uid
         };
-        let count = fitting(lane.ready().take_while(alone), most, webhook.batching.batch_bytes());
+        let bytes = webhook.batching.batch_bytes();
+        let count = match &lane.order {
+            None => fitting(lane.ready().take_while(alone), most, bytes),
+            Some(order) => {
+                let lasts = |delivery: &&Delivery| delivery.event.expire_time.is_none_or(|expires| expires > now);
+                let together = lane.ready().chain(order.following(now, read_to));
+                fitting(together.take_while(|next| alone(next) && lasts(next)), most, bytes)
+            }
+        };
         if count < 2 {
             return false;
         }
-        let members: Vec<Delivery> = std::iter::from_fn(|| lane.pop_ready()).take(count).collect();
+        let mut members: Vec<Delivery> = std::iter::from_fn(|| lane.pop_ready()).take(count).collect();
+        if let (Some(order), Some(first)) = (&mut lane.order, members.first()) {
+            order.free(first);
+            members.extend(order.take_following(count - members.len()));
+        }
         lane.forget(members.iter().map(|delivery| delivery.bytes).sum());
         self.make_batch(at, &webhook, members, now, effects);
         true
@@ -108,16 +122,26 @@ impl State {
         if deliveries.is_empty() {
             return;
         }
+        let mut to = Destination::Parked;
         if let Some(lane) = self.lane(at) {
             lane.moving += u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
+            if let Some(order) = &mut lane.order {
+                to = Destination::Ordered(Line::STRICT);
+                let first = deliveries.iter().map(|delivery| delivery.state.position).min();
+                let first = first.unwrap_or_default();
+                deliveries.iter().for_each(|_| order.moves(Line::STRICT, first));
+            }
         }
         self.tally.parked += deliveries.len() as u64;
         for delivery in &deliveries {
             self.close(delivery.source);
         }
-        effects
-            .records
-            .push(Record::Batch(Box::new(Batch { id, deliveries, over })));
+        effects.records.push(Record::Batch(Box::new(Batch {
+            id,
+            deliveries,
+            to,
+            over,
+        })));
     }
 
     /// Puts deliveries away into the store that were in memory: each batch as a whole.
@@ -136,7 +160,7 @@ impl State {
             if delivery.batch.is_some() {
                 batch.push(delivery);
             } else {
-                self.park(at, delivery, effects);
+                self.park_away(at, delivery, effects);
             }
         }
         if let Some(id) = batch.last().and_then(|last| last.batch.clone()) {

@@ -3,7 +3,9 @@
 //! Every delivery that was loaded ends exactly once for its source, with one record: over (delivered, dropped) or moved (parked, dead).
 
 mod batch;
+mod ordered;
 mod outcome;
+mod start;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -53,6 +55,8 @@ struct Flight {
     lane: usize,
     deliveries: Vec<Delivery>,
     webhook: Arc<Webhook>,
+    /// The order under which it began.
+    serial: Option<u32>,
 }
 
 /// The state of one worker.
@@ -70,6 +74,10 @@ pub struct State {
     epoch: Revision,
     batches: u64,
     suspend_after: Duration,
+    /// The queue was read up to this revision.
+    read_to: Revision,
+    /// Ordered lanes that go on when the queue was read up to there.
+    awaiting: BTreeSet<(Revision, usize)>,
     /// Deliveries of each source that have not ended. Never iterated: its order means nothing.
     open: HashMap<SourceId, usize>,
     /// What happened since the shell last took it.
@@ -93,6 +101,8 @@ impl State {
             epoch,
             batches: 0,
             suspend_after,
+            read_to: Revision::default(),
+            awaiting: BTreeSet::new(),
             open: HashMap::new(),
             tally: Tally::default(),
         }
@@ -128,11 +138,26 @@ impl State {
         self.lanes.iter().flatten()
     }
 
-    /// A parked segment stands in the store: found when the shard was taken, or written since by this worker's ledger.
+    /// A parked segment was found when the shard was taken.
     pub fn parked(&mut self, parked: &Parked, known: Option<&Known>, now: Timestamp, effects: &mut Effects) {
+        let at = self.index(parked, known, effects);
+        self.settle(at, now, effects);
+    }
+
+    /// This worker's ledger wrote these parked segments: all that one transaction wrote, or several.
+    pub fn written(&mut self, parked: &[Parked], now: Timestamp, effects: &mut Effects) {
+        let lanes: BTreeSet<usize> = parked.iter().map(|parked| self.index(parked, None, effects)).collect();
+        // Only now: between two segments of a transaction an ordered lane does not know what has moved where.
+        for at in lanes {
+            self.settle(at, now, effects);
+        }
+    }
+
+    /// Adds a parked segment to the index of its lane, and says which that is.
+    fn index(&mut self, parked: &Parked, known: Option<&Known>, effects: &mut Effects) -> usize {
         let at = self.lane_of(&parked.account, &parked.webhook);
         let shard = self.shard;
-        let Some(lane) = self.lane(at) else { return };
+        let Some(lane) = self.lane(at) else { return at };
         lane.moving = lane.moving.saturating_sub(parked.count);
         if let Some(known) = known {
             lane.learn(known);
@@ -148,7 +173,7 @@ impl State {
         } else {
             lane.park(parked);
         }
-        self.settle(at, now, effects);
+        at
     }
 
     /// How many ready deliveries a lane may have from now on (see [`Lane::admits`]); at first [`LANE_LIMIT`].
@@ -156,7 +181,7 @@ impl State {
         self.allowance = allowance;
     }
 
-    /// A segment was read. `known` says what is known about each of its targets' webhooks.
+    /// A segment was read; those of the queue come in their order. `known` says what is known about each of its targets' webhooks.
     pub fn loaded(&mut self, source: Source, known: &[Known], now: Timestamp, effects: &mut Effects) {
         let count: usize = source.targets.iter().map(|target| target.deliveries.len()).sum();
         if count > 0 {
@@ -164,7 +189,7 @@ impl State {
         }
         effects.records.push(Record::Open {
             source: source.id,
-            key: source.key,
+            key: source.key.clone(),
             done: source.done,
         });
         for (target, known) in source.targets.into_iter().zip(known) {
@@ -178,24 +203,32 @@ impl State {
             if let Some(lane) = self.lane(at) {
                 lane.learn(known);
             }
+            let ordered = self.ordered_from(at, source.place, &source.key);
             for delivery in target.deliveries {
-                match known {
-                    Known::Absent(_) | Known::Replaced => self.abandon(&delivery, effects),
-                    Known::Found(..) | Known::Unreadable => self.place(at, delivery, source.place, now, effects),
+                match (known, ordered) {
+                    (Known::Absent(_) | Known::Replaced, _) => self.abandon(&delivery, effects),
+                    (Known::Found(..) | Known::Unreadable, None) => {
+                        self.place(at, delivery, source.place, now, effects);
+                    }
+                    (Known::Found(..) | Known::Unreadable, Some(from)) => {
+                        self.place_ordered(at, delivery, from, now, effects);
+                    }
                 }
             }
             self.enforce(at, now, effects);
             self.settle(at, now, effects);
+        }
+        if let Place::Queue(revision) = source.place {
+            self.queue_read(revision, now, effects);
         }
     }
 
     /// All that could be read of a [`Load`] was given to [`State::loaded`].
     pub fn load_over(&mut self, load: &Load, now: Timestamp, effects: &mut Effects) {
         let Some(first) = load.segments.first() else { return };
-        let count: usize = load.segments.iter().map(|parked| parked.count.max(1) as usize).sum();
         let at = self.lane_of(&first.account, &first.webhook);
         if let Some(lane) = self.lane(at) {
-            lane.reserved = lane.reserved.saturating_sub(count);
+            lane.load_over(&load.segments);
         }
         self.settle(at, now, effects);
     }
@@ -236,70 +269,6 @@ impl State {
         }
     }
 
-    /// The next attempt to be made, lanes taking turns; `None` if there is none now.
-    pub fn start(&mut self, now: Timestamp, effects: &mut Effects) -> Option<Start> {
-        while let Some(at) = self.runnable.pop_front() {
-            let mut started = None;
-            if let Some(lane) = self.lane(at) {
-                lane.queued = false;
-                if lane.can_start(now)
-                    && let Some(webhook) = lane.active().cloned()
-                    && !self.coalesce(at, now, effects)
-                {
-                    started = self.take_off(at, webhook, now, effects);
-                }
-            }
-            self.settle(at, now, effects);
-            if started.is_some() {
-                return started;
-            }
-        }
-        None
-    }
-
-    fn take_off(&mut self, at: usize, webhook: Arc<Webhook>, now: Timestamp, effects: &mut Effects) -> Option<Start> {
-        let deliveries = self.lane(at)?.pop_request();
-        let first = deliveries.first()?;
-        let bytes = deliveries.iter().map(|delivery| delivery.bytes).sum();
-        let too_old = now.saturating_since(age_from(&webhook, &deliveries)) > webhook.retry.max_age;
-        // The members of a batch stay together whatever becomes of one of them meanwhile.
-        let expired = first.batch.is_none() && first.event.expire_time.is_some_and(|expires| expires <= now);
-        let doomed = if expired { Some(EXPIRED) } else { too_old.then_some(AGE) };
-        if first.origin.uid != webhook.uid {
-            self.lane(at)?.forget(bytes);
-            for delivery in &deliveries {
-                self.abandon(delivery, effects);
-            }
-            return None;
-        }
-        if let Some(reason) = doomed {
-            self.lane(at)?.forget(bytes);
-            for delivery in deliveries {
-                self.die(delivery, reason, now, effects);
-            }
-            return None;
-        }
-        let start = Start {
-            attempt: AttemptId(self.vacant_flights.pop().unwrap_or(self.flights.len())),
-            webhook: webhook.clone(),
-            id: first.batch.clone().unwrap_or_else(|| first.event.id.as_str().into()),
-            number: first.state.attempts.saturating_add(1),
-            events: deliveries.iter().map(|delivery| delivery.event.clone()).collect(),
-        };
-        self.lane(at)?.started(&webhook, now);
-        self.in_flight += 1;
-        let flight = Some(Flight {
-            lane: at,
-            deliveries,
-            webhook,
-        });
-        match self.flights.get_mut(start.attempt.0) {
-            Some(slot) => *slot = flight,
-            None => self.flights.push(flight),
-        }
-        Some(start)
-    }
-
     /// Puts a delivery that was read where it belongs.
     fn place(&mut self, at: usize, mut delivery: Delivery, place: Place, now: Timestamp, effects: &mut Effects) {
         let allowance = self.allowance;
@@ -307,6 +276,10 @@ impl State {
         let Some(lane) = self.lane(at) else { return };
         if matches!(lane.config, Config::Gone(_)) {
             return self.abandon(&delivery, effects);
+        }
+        if delivery.state.blocked != 0 {
+            // It was used up while the webhook had an order.
+            ordered::renew(&mut delivery, now);
         }
         if let Some(due) = gathers {
             // What was just accepted waits in the store like the others, even if it is due: so batches are made of all that waits.
@@ -367,11 +340,18 @@ impl State {
     }
 
     fn park(&mut self, at: usize, delivery: Delivery, effects: &mut Effects) {
+        let order = self.lane(at).and_then(|lane| lane.order.as_mut());
+        let line = order.map(|order| order.park(&delivery));
+        let to = line.map_or(Destination::Parked, Destination::Ordered);
+        self.park_at(at, to, delivery, effects);
+    }
+
+    fn park_at(&mut self, at: usize, to: Destination, delivery: Delivery, effects: &mut Effects) {
         if let Some(lane) = self.lane(at) {
             lane.moving += 1;
         }
         self.tally.parked += 1;
-        self.moved(Destination::Parked, delivery, effects);
+        self.moved(to, delivery, effects);
     }
 
     fn die(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
@@ -436,6 +416,10 @@ impl State {
             return;
         };
         lane.promote(now);
+        if lane.order.is_some() {
+            self.settle_order(at, now, effects);
+        }
+        let Some(lane) = self.lane(at) else { return };
         let segments = lane.next_load(shard, now, allowance);
         if !segments.is_empty() {
             effects.loads.push(Load { segments });
@@ -467,16 +451,4 @@ impl State {
             self.vacant_lanes.push(at);
         }
     }
-}
-
-/// From when on the age of a request is counted: from the acceptance of its youngest event, or from when that was to be sent.
-fn age_from(webhook: &Webhook, deliveries: &[Delivery]) -> Timestamp {
-    let from = |delivery: &Delivery| {
-        if webhook.batching.gathers(delivery.event.category) {
-            webhook.batching.due(delivery.event.ready_time())
-        } else {
-            delivery.event.ready_time()
-        }
-    };
-    deliveries.iter().map(from).max().unwrap_or_default()
 }

@@ -11,7 +11,8 @@ use postrider_common::retry::Next;
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
-use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State, age_from};
+use super::start::age_from;
+use super::{AttemptId, EXPIRED, NOT_MADE_PAUSE, State};
 use crate::attempt::{Outcome, Reason};
 use crate::limit::breaker::Ended;
 use crate::limit::failing::{self, Note};
@@ -37,6 +38,9 @@ impl State {
         let Some(lane) = self.lane(at) else { return };
         lane.in_flight -= 1;
         lane.forget(deliveries.iter().map(|delivery| delivery.bytes).sum());
+        if let (Some(order), Some(first)) = (&mut lane.order, deliveries.first()) {
+            order.ended(flight.serial, first);
+        }
         lane.breaker.ended(health(&outcome, &deliveries), now, fraction);
         self.note(at, effects);
         match outcome {
@@ -74,9 +78,7 @@ impl State {
             Outcome::NotMade { .. } => {
                 let Some(lane) = self.lane(at) else { return };
                 lane.paused_until = lane.paused_until.max(now + NOT_MADE_PAUSE);
-                for delivery in deliveries.into_iter().rev() {
-                    lane.put_back(delivery);
-                }
+                lane.put_back(deliveries);
                 self.tally.not_made += 1;
                 self.enforce(at, now, effects);
             }
@@ -185,9 +187,18 @@ impl State {
             Some(Config::Unknown | Config::Unreadable) | None => false,
         };
         let batch = first.batch.clone();
-        if let (Some(id), Next::At(due), false) = (&batch, &next, gone) {
+        let blocked = match next {
+            Next::UsedUp(_) if !gone => self.blocks(at, first),
+            Next::UsedUp(_) | Next::At(_) => None,
+        };
+        let due = match next {
+            Next::At(due) => Some(due),
+            Next::UsedUp(_) => blocked.map(|_| now),
+        };
+        if let (Some(id), Some(due), false) = (&batch, due, gone) {
             for delivery in &mut deliveries {
-                delivery.state.due = *due;
+                delivery.state.due = due;
+                delivery.state.blocked = blocked.unwrap_or_default();
             }
             // What is left of a batch is another one: a receiver that remembers ids has seen the first.
             let id = if over.is_empty() {
@@ -200,6 +211,9 @@ impl State {
                 effects.freed += delivery.bytes;
             }
             let over = over.iter().map(|delivery| (delivery.source, delivery.index)).collect();
+            if let Some(first) = deliveries.first() {
+                self.hold(at, first, blocked.is_some(), now, effects);
+            }
             return self.park_batch(at, id, deliveries, over, effects);
         }
         over.iter().for_each(|delivery| self.over(delivery, effects));
@@ -215,15 +229,16 @@ impl State {
     fn after_failure(&mut self, at: usize, mut delivery: Delivery, next: &Next, now: Timestamp, effects: &mut Effects) {
         match next {
             Next::At(due) if delivery.event.expire_time.is_some_and(|expires| expires <= *due) => {
-                self.die(delivery, EXPIRED, now, effects);
+                self.used_up(at, vec![delivery], EXPIRED, now, effects);
             }
             Next::At(due) => {
                 delivery.state.due = *due;
+                self.hold(at, &delivery, false, now, effects);
                 self.park(at, delivery, effects);
             }
             Next::UsedUp(_) => {
                 let reason = std::mem::take(&mut delivery.state.reason);
-                self.die(delivery, &reason, now, effects);
+                self.used_up(at, vec![delivery], &reason, now, effects);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod catalog;
+mod order;
 mod state;
 mod worker;
 
@@ -62,6 +63,7 @@ pub(super) fn webhook(id: &str) -> Webhook {
         http_version: postrider_common::model::webhook::HttpVersion::Negotiated,
         payload_format: postrider_common::model::webhook::PayloadFormat::Envelope,
         batching: postrider_common::model::batching::Batching::default(),
+        order: postrider_common::model::order::Order::default(),
         rate_limit: None,
         suspension: None,
         timeout: None,

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use postrider_common::key::{self, Key};
+use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
-use super::{Read, Worker};
-use crate::shard::delivery::{Known, Load, Place, Source, SourceId};
+use super::{Of, Read, Worker};
+use crate::shard::delivery::{Known, Place, Source, SourceId};
 use crate::shard::feed::{self, Got, Wanted};
 use crate::shard::lane::LANE_LIMIT;
 use crate::shard::queue::Waiting;
@@ -21,6 +22,9 @@ const SEGMENTS_A_READ: usize = 4;
 
 /// See [`SEGMENTS_A_READ`].
 const READS_AT_ONCE: usize = 2;
+
+/// Reads of the queue under way, or waiting for one that was asked for before them: what a turn and the reads at once bring.
+const ARRIVALS: usize = SEGMENTS_A_TURN + READS_AT_ONCE;
 
 /// Reads of parked segments under way at once in one worker.
 const LOADS_AT_ONCE: usize = 4;
@@ -39,11 +43,12 @@ impl Worker {
     pub(super) fn read_on(&mut self, now: Timestamp) {
         self.load_parked();
         for _ in 0..SEGMENTS_A_TURN {
-            if !self.may_load() {
+            if !self.may_load() || self.arrivals.len() >= ARRIVALS {
                 return;
             }
             let Some(waiting) = self.feed.pop_kept() else {
-                return self.read_queue();
+                self.read_queue();
+                return self.catch_up(now);
             };
             let (wanted, value) = self.wanted_from_queue(waiting);
             match feed::open(self.tenure.shard, self.tenure.epoch, &wanted, value.unwrap_or_default()) {
@@ -53,6 +58,14 @@ impl Worker {
         }
         // There may be more: after this turn.
         self.wake.notify_one();
+    }
+
+    /// Notes when all of the queue was read for the first time: what is parked was accepted before whatever comes from then on.
+    fn catch_up(&mut self, now: Timestamp) {
+        if !self.caught_up && self.arrivals.len() == 0 && self.feed.is_read() {
+            self.caught_up = true;
+            self.state.queue_read(Revision(i64::MAX), now, &mut self.effects);
+        }
     }
 
     pub(super) fn may_load(&self) -> bool {
@@ -74,25 +87,30 @@ impl Worker {
         }
     }
 
-    /// Takes in a segment whose value was at hand.
+    /// Takes in a segment whose value was at hand, when its turn has come.
     pub(super) fn take_in(&mut self, source: Source, now: Timestamp) {
-        match feed::peek(&self.shards.deps.catalog, &source) {
-            Some(known) => self.loaded(source, &known, now),
-            None => {
-                let catalog = self.shards.deps.catalog.clone();
-                let reserved = source.bytes;
-                self.purse.take(reserved);
-                self.queue_reads += 1;
-                self.reads.spawn(async move {
-                    let known = feed::resolve(&catalog, &source).await;
-                    Read {
-                        load: None,
-                        got: vec![Got::Source(source, known)],
-                        reserved,
-                    }
-                });
-            }
+        let known = feed::peek(&self.shards.deps.catalog, &source);
+        let known = match known {
+            Some(known) if self.arrivals.len() == 0 => return self.loaded(source, &known, now),
+            other => other,
+        };
+        let reserved = source.bytes;
+        self.purse.take(reserved);
+        let number = self.arrivals.expect();
+        let read = move |source, known| Read {
+            of: Of::Queue(number),
+            got: vec![Got::Source(source, known)],
+            reserved,
+        };
+        if let Some(known) = known {
+            return self.arrivals.came(number, read(source, known));
         }
+        let catalog = self.shards.deps.catalog.clone();
+        self.queue_reads += 1;
+        self.reads.spawn(async move {
+            let known = feed::resolve(&catalog, &source).await;
+            read(source, known)
+        });
     }
 
     pub(super) fn loaded(&mut self, source: Source, known: &[Known], now: Timestamp) {
@@ -124,7 +142,8 @@ impl Worker {
                 .map(|waiting| self.wanted_from_queue(waiting).0)
                 .collect();
             self.queue_reads += 1;
-            self.read(None, wanted, QUEUE_ESTIMATE);
+            let number = self.arrivals.expect();
+            self.read(Of::Queue(number), wanted, QUEUE_ESTIMATE);
         }
     }
 
@@ -140,11 +159,11 @@ impl Worker {
             let wanted = segments
                 .map(|parked| self.wanted(key::parked_segment(parked), Place::Parked))
                 .collect();
-            self.read(Some(load), wanted, PARKED_ESTIMATE);
+            self.read(Of::Parked(load), wanted, PARKED_ESTIMATE);
         }
     }
 
-    pub(super) fn read(&mut self, load: Option<Load>, wanted: Vec<Wanted>, estimate: usize) {
+    pub(super) fn read(&mut self, of: Of, wanted: Vec<Wanted>, estimate: usize) {
         let reserved = wanted.len() * estimate;
         self.purse.take(reserved);
         let deps = &self.shards.deps;
@@ -156,7 +175,7 @@ impl Worker {
         );
         self.reads.spawn(async move {
             Read {
-                load,
+                of,
                 got: read.await,
                 reserved,
             }
@@ -174,10 +193,20 @@ impl Worker {
             }
         };
         let now = self.now();
-        self.purse.put(read.reserved);
-        if read.load.is_none() {
-            self.queue_reads -= 1;
+        match read.of {
+            Of::Parked(_) => self.read_over(read, now),
+            Of::Queue(number) => {
+                self.queue_reads -= 1;
+                self.arrivals.came(number, read);
+                while let Some(next) = self.arrivals.next() {
+                    self.read_over(next, now);
+                }
+            }
         }
+    }
+
+    fn read_over(&mut self, read: Read, now: Timestamp) {
+        self.purse.put(read.reserved);
         for got in read.got {
             match got {
                 Got::Source(source, known) => self.loaded(source, &known, now),
@@ -185,7 +214,7 @@ impl Worker {
                 Got::Unreadable(_) => self.unreadable(),
             }
         }
-        if let Some(load) = read.load {
+        if let Of::Parked(load) = read.of {
             self.state.load_over(&load, now, &mut self.effects);
         }
     }

@@ -1,5 +1,6 @@
 //! The task of one shard: feeds the state, makes the attempts it asks for, hands its records to the ledger.
 
+mod arrivals;
 mod intake;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::arrivals::Arrivals;
 use super::Tenure;
 use super::budget::Purse;
 use super::counters::{Counted, Tally};
@@ -58,11 +60,18 @@ pub(super) enum End {
 
 /// A read that was under way.
 struct Read {
-    /// Which parked segments; `None` for the queue.
-    load: Option<Load>,
+    of: Of,
     got: Vec<Got>,
     /// What was taken of the budget in advance.
     reserved: usize,
+}
+
+/// What is read.
+enum Of {
+    /// Parked segments.
+    Parked(Load),
+    /// The queue: which of the reads, in the order of acceptance.
+    Queue(u64),
 }
 
 type PermitWait = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
@@ -79,6 +88,10 @@ pub(super) struct Worker {
     attempts: JoinSet<(AttemptId, Outcome)>,
     reads: JoinSet<Read>,
     queue_reads: usize,
+    /// What was read of the queue and waits for what was accepted before it.
+    arrivals: Arrivals<Read>,
+    /// All that the queue held when the shard was taken was read.
+    caught_up: bool,
     loads: VecDeque<Load>,
     /// Bits, as stored, of segments that are still to be read.
     progress: BTreeMap<Key, Bytes>,
@@ -178,6 +191,8 @@ impl Worker {
             attempts: JoinSet::new(),
             reads: JoinSet::new(),
             queue_reads: 0,
+            arrivals: Arrivals::default(),
+            caught_up: false,
             loads: VecDeque::new(),
             progress,
             next_source: 0,
@@ -243,9 +258,7 @@ impl Worker {
         let now = self.now();
         self.look_at = None;
         self.state.allow(self.allowance());
-        for parked in self.pen.take_written() {
-            self.state.parked(&parked, None, now, &mut self.effects);
-        }
+        self.state.written(&self.pen.take_written(), now, &mut self.effects);
         self.state.tick(now, &mut self.effects);
         self.read_on(now);
         self.start_attempts(now);

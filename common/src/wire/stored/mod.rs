@@ -17,6 +17,7 @@ use crate::id::{AccountId, EventId, EventName, Uid, WebhookId};
 use crate::model::account::{Account, UnknownEventTypes};
 use crate::model::event_type::{Category, EventType};
 use crate::model::failing::Failing;
+use crate::model::order::Position;
 use crate::model::segment::{Delivery, DeliveryState, Event, Segment, Target};
 use crate::store::Revision;
 use crate::time::Timestamp;
@@ -153,6 +154,7 @@ fn segment_to_pb(segment: Segment) -> pb::Segment {
             .all(|delivery| delivery.state == DeliveryState::default());
         let events = target.deliveries.iter().map(|delivery| delivery.event).collect();
         let state = |delivery: Delivery| pb::DeliveryState {
+            order: order_to_pb(&delivery.state),
             attempts: delivery.state.attempts,
             due_time: delivery.state.due.as_millis(),
             reason: delivery.state.reason,
@@ -218,6 +220,16 @@ fn segment_from_pb(segment: pb::Segment) -> Result<Segment, Unreadable> {
     })
 }
 
+fn order_to_pb(state: &DeliveryState) -> Option<pb::DeliveryOrder> {
+    let order = pb::DeliveryOrder {
+        revision: state.position.revision.0,
+        index: state.position.index,
+        blocked: state.blocked,
+        renew_time: state.renewed.map_or(0, Timestamp::as_millis),
+    };
+    (order != pb::DeliveryOrder::default()).then_some(order)
+}
+
 const fn category(non_real_time: bool) -> Category {
     if non_real_time {
         Category::NonRealTime
@@ -233,12 +245,21 @@ fn target_from_pb(target: pb::Target, events: usize) -> Result<Target, Unreadabl
     if !target.states.is_empty() && target.states.len() != target.events.len() {
         return Err(Unreadable("not one state for each delivery".into()));
     }
-    let mut states = target.states.into_iter().map(|state| DeliveryState {
-        attempts: state.attempts,
-        due: Timestamp::from_millis(state.due_time),
-        reason: state.reason,
-        status: u16::try_from(state.status_code).ok().filter(|status| *status != 0),
-        alone: state.alone,
+    let mut states = target.states.into_iter().map(|state| {
+        let order = state.order.unwrap_or_default();
+        DeliveryState {
+            attempts: state.attempts,
+            due: Timestamp::from_millis(state.due_time),
+            reason: state.reason,
+            status: u16::try_from(state.status_code).ok().filter(|status| *status != 0),
+            alone: state.alone,
+            position: Position {
+                revision: Revision(order.revision),
+                index: order.index,
+            },
+            blocked: order.blocked,
+            renewed: (order.renew_time != 0).then(|| Timestamp::from_millis(order.renew_time)),
+        }
     });
     Ok(Target {
         account: AccountId::new(&target.account).map_err(unreadable)?,

@@ -9,6 +9,7 @@ use postrider_proto::stored as pb;
 use super::{Unreadable, VERSION, auth, decode, encode, readable_version, unreadable};
 use crate::id::{AccountId, Uid, WebhookId};
 use crate::model::batching::{Batching, Mode};
+use crate::model::order::{OnFailure, Order, Ordering};
 use crate::model::webhook::{EventPattern, HttpVersion, PayloadFormat, RateLimit, Suspension, Webhook, WhenInactive};
 use crate::retry;
 use crate::schedule::Schedule;
@@ -57,6 +58,17 @@ pub fn encode_webhook(webhook: &Webhook) -> Bytes {
         max_delay_ms: webhook.batching.max_delay.map_or(0, millis),
         cron: schedule.map_or_else(String::new, |schedule| schedule.cron().to_owned()),
         time_zone: schedule.map_or_else(String::new, |schedule| schedule.time_zone().to_owned()),
+        ordering: match webhook.order.ordering {
+            Ordering::None => 0,
+            Ordering::PerKey => 1,
+            Ordering::Strict => 2,
+        },
+        on_failure: match webhook.order.on_failure {
+            None => 0,
+            Some(OnFailure::DeadLetter) => 1,
+            Some(OnFailure::Block) => 2,
+            Some(OnFailure::ParkKey) => 3,
+        },
         retry: Some(retry_to_pb(&webhook.retry)),
         headers: webhook.headers.iter().map(header).collect(),
         labels: webhook.labels.clone(),
@@ -136,6 +148,21 @@ pub fn decode_webhook(account: AccountId, id: WebhookId, bytes: Bytes) -> Result
             max_bytes: NonZeroU32::new(stored.max_bytes),
             max_delay: (stored.max_delay_ms != 0).then(|| Duration::from_millis(stored.max_delay_ms)),
             schedule: schedule(&stored.cron, &stored.time_zone)?,
+        },
+        order: Order {
+            ordering: match stored.ordering {
+                0 => Ordering::None,
+                1 => Ordering::PerKey,
+                2 => Ordering::Strict,
+                other => return Err(Unreadable(format!("ordering {other}"))),
+            },
+            on_failure: match stored.on_failure {
+                0 => None,
+                1 => Some(OnFailure::DeadLetter),
+                2 => Some(OnFailure::Block),
+                3 => Some(OnFailure::ParkKey),
+                other => return Err(Unreadable(format!("on failure {other}"))),
+            },
         },
         retry: retry_from_pb(stored.retry.unwrap_or_default()),
         headers: stored

@@ -92,6 +92,7 @@ fn dead(names: &[&str]) -> (Key, Segment) {
             due: NOW + Duration::from_secs(event.into()),
             reason: "TIMEOUT".into(),
             status: None,
+            ..DeliveryState::default()
         },
     });
     let webhook = webhook("1010", "a", &["A"]);

@@ -1,7 +1,6 @@
 //! Bad input of webhooks: every row is refused with its code, field and reason, on create and on update, and nothing is stored.
 
 use v1::Webhook;
-use v1::delivery_options::{OnFailure, Ordering};
 
 use super::*;
 
@@ -394,26 +393,6 @@ async fn what_this_release_does_not_have_is_refused_and_not_ignored() {
     const UNKNOWN: &str = "UNKNOWN_VALUE";
     let rows = vec![
         row("filter", |webhook| webhook.filter = "true".into(), "webhook.filter", NO),
-        delivery(
-            |delivery| delivery.ordering = Ordering::PerKey.into(),
-            "webhook.delivery.ordering",
-            NO,
-        ),
-        delivery(
-            |delivery| delivery.ordering = Ordering::Strict.into(),
-            "webhook.delivery.ordering",
-            NO,
-        ),
-        delivery(
-            |delivery| delivery.on_failure = OnFailure::Block.into(),
-            "webhook.delivery.on_failure",
-            NO,
-        ),
-        delivery(
-            |delivery| delivery.on_failure = OnFailure::ParkKey.into(),
-            "webhook.delivery.on_failure",
-            NO,
-        ),
         delivery(|delivery| delivery.mode = 99, "webhook.delivery.mode", UNKNOWN),
         delivery(|delivery| delivery.ordering = -1, "webhook.delivery.ordering", UNKNOWN),
         delivery(

@@ -4,6 +4,7 @@ mod auth_inputs;
 mod auth_secrets;
 mod batching;
 mod inputs;
+mod ordering;
 mod resources;
 mod rotation;
 mod signatures;

@@ -29,6 +29,7 @@ fn webhook() -> Webhook {
         http_version: HttpVersion::Negotiated,
         payload_format: PayloadFormat::Raw,
         batching: Batching::default(),
+        order: Order::default(),
         rate_limit: RateLimit::new(2.5, None),
         retry: retry::Policy::default(),
         headers: vec![("x-a".into(), "1".into())],
@@ -77,6 +78,32 @@ proptest! {
         prop_assert_eq!(suspended, Webhook {
             generation: 8, update_time: suspension.time, suspension: Some(suspension), ..webhook
         });
+    }
+}
+
+#[test]
+fn every_order_is_read_as_it_was_written_and_an_unknown_one_is_unreadable() {
+    for ordering in [Ordering::None, Ordering::PerKey, Ordering::Strict] {
+        for on_failure in [
+            None,
+            Some(OnFailure::DeadLetter),
+            Some(OnFailure::Block),
+            Some(OnFailure::ParkKey),
+        ] {
+            let order = Order { ordering, on_failure };
+            let webhook = Webhook { order, ..webhook() };
+            assert_eq!(decoded(encode_webhook(&webhook)), webhook);
+        }
+    }
+    let stored: pb::Webhook = decode(encode_webhook(&webhook())).unwrap();
+    for (ordering, on_failure) in [(3, 0), (0, 4)] {
+        let stored = encode(&pb::Webhook {
+            ordering,
+            on_failure,
+            ..stored.clone()
+        });
+        let account = AccountId::new("a").unwrap();
+        assert!(decode_webhook(account, WebhookId::new("w").unwrap(), stored).is_err());
     }
 }
 

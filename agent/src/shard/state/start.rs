@@ -1,0 +1,95 @@
+//! Which attempt is made next. Pure.
+
+use std::sync::Arc;
+
+use postrider_common::model::webhook::Webhook;
+use postrider_common::time::Timestamp;
+
+use super::{AGE, AttemptId, EXPIRED, Flight, Start, State};
+use crate::shard::delivery::{Delivery, Effects};
+
+impl State {
+    /// The next attempt to be made, lanes taking turns; `None` if there is none now.
+    pub fn start(&mut self, now: Timestamp, effects: &mut Effects) -> Option<Start> {
+        while let Some(at) = self.runnable.pop_front() {
+            let mut started = None;
+            if let Some(lane) = self.lane(at) {
+                lane.queued = false;
+                if lane.can_start(now)
+                    && let Some(webhook) = lane.active().cloned()
+                    && !self.coalesce(at, now, effects)
+                {
+                    started = self.take_off(at, webhook, now, effects);
+                }
+            }
+            self.settle(at, now, effects);
+            if started.is_some() {
+                return started;
+            }
+        }
+        None
+    }
+
+    fn take_off(&mut self, at: usize, webhook: Arc<Webhook>, now: Timestamp, effects: &mut Effects) -> Option<Start> {
+        let deliveries = self.lane(at)?.pop_request();
+        let first = deliveries.first()?;
+        let bytes = deliveries.iter().map(|delivery| delivery.bytes).sum();
+        let too_old = now.saturating_since(age_from(&webhook, &deliveries)) > webhook.retry.max_age;
+        // The members of a batch stay together whatever becomes of one of them meanwhile.
+        let expired = first.batch.is_none() && first.event.expire_time.is_some_and(|expires| expires <= now);
+        let doomed = if expired { Some(EXPIRED) } else { too_old.then_some(AGE) };
+        if first.origin.uid != webhook.uid || doomed.is_some() {
+            let lane = self.lane(at)?;
+            lane.forget(bytes);
+            if let Some(order) = &mut lane.order {
+                order.free(first);
+            }
+        }
+        if first.origin.uid != webhook.uid {
+            for delivery in &deliveries {
+                self.abandon(delivery, effects);
+            }
+            return None;
+        }
+        if let Some(reason) = doomed {
+            self.used_up(at, deliveries, reason, now, effects);
+            return None;
+        }
+        let start = Start {
+            attempt: AttemptId(self.vacant_flights.pop().unwrap_or(self.flights.len())),
+            webhook: webhook.clone(),
+            id: first.batch.clone().unwrap_or_else(|| first.event.id.as_str().into()),
+            number: first.state.attempts.saturating_add(1),
+            events: deliveries.iter().map(|delivery| delivery.event.clone()).collect(),
+        };
+        let lane = self.lane(at)?;
+        lane.started(&webhook, now);
+        let serial = lane.order.as_ref().map(|order| order.serial());
+        self.in_flight += 1;
+        let flight = Some(Flight {
+            lane: at,
+            deliveries,
+            webhook,
+            serial,
+        });
+        match self.flights.get_mut(start.attempt.0) {
+            Some(slot) => *slot = flight,
+            None => self.flights.push(flight),
+        }
+        Some(start)
+    }
+}
+
+/// From when on the age of a request is counted: from the acceptance of its youngest event, or from when that was to be sent.
+pub(super) fn age_from(webhook: &Webhook, deliveries: &[Delivery]) -> Timestamp {
+    let from = |delivery: &Delivery| {
+        let from = delivery.event.ready_time();
+        let from = delivery.state.renewed.map_or(from, |renewed| renewed.max(from));
+        if webhook.gathers(delivery.event.category) {
+            webhook.batching.due(from)
+        } else {
+            from
+        }
+    };
+    deliveries.iter().map(from).max().unwrap_or_default()
+}

@@ -17,6 +17,7 @@ mod deliver;
 mod handover;
 mod lifecycle;
 mod operational_events;
+mod order;
 mod payload;
 mod publish;
 mod publish_checks;

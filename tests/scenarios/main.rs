@@ -13,6 +13,7 @@
 mod accounting;
 mod auth_kinds;
 mod batches;
+mod commands;
 mod crash;
 mod deliver;
 mod filter;

@@ -3,6 +3,7 @@
 mod auth_inputs;
 mod auth_secrets;
 mod batching;
+mod commands;
 mod deliveries;
 mod inputs;
 mod ordering;

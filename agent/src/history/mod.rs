@@ -106,11 +106,22 @@ struct Slot {
 
 #[derive(Default)]
 struct Inbox {
-    /// Chapters, each with how many records must have been written before it.
-    chapters: VecDeque<(u64, Chapter)>,
+    /// What waits, oldest first.
+    waiting: Chapter,
+    /// In the same order, when so many entries may be written.
+    marks: VecDeque<Mark>,
     /// The worker waits for the end.
     closing: Option<oneshot::Sender<()>>,
     closed: bool,
+}
+
+/// When entries may be written.
+struct Mark {
+    /// So many records must have been written before.
+    records: u64,
+    entries: usize,
+    /// Memory that they take.
+    bytes: usize,
 }
 
 /// A worker's access to the history. When it is dropped, what waits is forgotten.
@@ -166,17 +177,26 @@ impl Journal {
         if chapter.is_empty() {
             return;
         }
-        let chapter = std::mem::take(chapter);
-        let Some((slot, shared)) = &self.of else { return };
-        let size = chapter.size();
-        let waiting = shared.waiting.fetch_add(size, Ordering::Relaxed) + size;
+        let Some((slot, shared)) = &self.of else {
+            *chapter = Chapter::default();
+            return;
+        };
+        let mark = Mark {
+            records: slot.written.handed(),
+            entries: chapter.len(),
+            bytes: chapter.size(),
+        };
+        let waiting = shared.waiting.fetch_add(mark.bytes, Ordering::Relaxed) + mark.bytes;
         if waiting > WAITING_LIMIT {
-            shared.waiting.fetch_sub(size, Ordering::Relaxed);
-            shared.dropped(chapter.len());
+            shared.waiting.fetch_sub(mark.bytes, Ordering::Relaxed);
+            shared.dropped(mark.entries);
+            *chapter = Chapter::default();
             return;
         }
-        let mark = slot.written.handed();
-        lock(&slot.inbox).chapters.push_back((mark, chapter));
+        let mut inbox = lock(&slot.inbox);
+        inbox.waiting.append(chapter);
+        inbox.marks.push_back(mark);
+        drop(inbox);
         let enough = waiting > WAITING_ENOUGH && !shared.urgent.swap(true, Ordering::SeqCst);
         if !shared.armed.swap(true, Ordering::SeqCst) || enough {
             shared.wake.notify_one();
@@ -225,16 +245,16 @@ impl Slot {
         self.take_while(shared, |_, _| true)
     }
 
-    /// Takes chapters as long as `may`, which is told a chapter's mark and the bytes taken before it.
+    /// Takes entries as long as `may`, which is told their mark and the bytes taken before them.
     fn take_while(&self, shared: &Shared, may: impl Fn(u64, usize) -> bool) -> Chapter {
         let mut inbox = lock(&self.inbox);
-        let (mut taken, mut size) = (Chapter::default(), 0);
-        while let Some((_, chapter)) = inbox.chapters.pop_front_if(|(mark, _)| may(*mark, size)) {
-            size += chapter.size();
-            taken.append(chapter);
+        let (mut entries, mut bytes) = (0, 0);
+        while let Some(mark) = inbox.marks.pop_front_if(|mark| may(mark.records, bytes)) {
+            entries += mark.entries;
+            bytes += mark.bytes;
         }
-        shared.waiting.fetch_sub(size, Ordering::Relaxed);
-        taken
+        shared.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        inbox.waiting.take_first(entries)
     }
 }
 

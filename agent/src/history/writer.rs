@@ -173,7 +173,7 @@ impl Writer {
             if closed || book.slot.tenure.lease.lost().is_cancelled() {
                 shared.dropped(book.slot.take_all(shared).len());
             } else {
-                left |= !lock(&book.slot.inbox).chapters.is_empty();
+                left |= !lock(&book.slot.inbox).marks.is_empty();
             }
             !closed
         });

@@ -204,11 +204,25 @@ impl Chapter {
         self.left_out += left_out;
     }
 
-    /// Adds all of another chapter.
-    pub fn append(&mut self, other: Self) {
-        self.entries.extend(other.entries);
-        self.events.extend(other.events);
-        self.left_out += other.left_out;
+    /// Adds all of another chapter, which is empty afterwards and keeps its memory for what comes.
+    pub fn append(&mut self, other: &mut Self) {
+        self.entries.append(&mut other.entries);
+        self.events.append(&mut other.events);
+        self.left_out += std::mem::take(&mut other.left_out);
+    }
+
+    /// Takes the first `count` entries out.
+    pub fn take_first(&mut self, count: usize) -> Self {
+        if count >= self.entries.len() {
+            return std::mem::take(self);
+        }
+        let counts = self.entries.iter().take(count).map(|entry| entry.count as usize);
+        let events = counts.sum::<usize>();
+        Self {
+            entries: self.entries.drain(..count).collect(),
+            events: self.events.drain(..events).collect(),
+            left_out: 0,
+        }
     }
 
     /// Each entry with its events.

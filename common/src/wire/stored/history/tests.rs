@@ -173,5 +173,6 @@ fn a_delivery_that_went_well_takes_some_25_bytes() {
     }
     let bytes = pack_history(chapter.iter(), 0).len();
     let each = bytes / usize::try_from(count).unwrap();
+    println!("{each} bytes");
     assert!((15..=28).contains(&each), "{each} bytes");
 }

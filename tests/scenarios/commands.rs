@@ -41,6 +41,13 @@ fn patient(url: &str, attempts: i32) -> Webhook {
     }
 }
 
+/// So many requests are refused; the others are taken.
+fn refusals(count: usize) -> Vec<Answer> {
+    let mut answers = vec![Answer::status(StatusCode::NOT_FOUND); count];
+    answers.push(Answer::status(StatusCode::OK));
+    answers
+}
+
 async fn retry(client: &Client, id: &str) -> Delivery {
     let request = RetryDeliveryRequest { name: name(id) };
     client
@@ -85,7 +92,7 @@ async fn a_delivery_that_waits_is_tried_now_or_dropped_and_a_dead_one_too() {
         .create_webhook(ACCOUNT, "w", patient(&receiver.url("/w"), 2))
         .await;
     cluster.matching(ACCOUNT, "A", 1).await;
-    receiver.script("/w", vec![Answer::status(StatusCode::NOT_FOUND); 6]);
+    receiver.script("/w", refusals(6));
     publish(&client, 0..5).await;
     receiver
         .until("all to have failed once", SOON, |log| log.requests().len() == 5)
@@ -136,7 +143,7 @@ async fn a_redrive_goes_on_although_every_agent_is_killed_over_it_and_repeats_li
         .create_webhook(ACCOUNT, "w", patient(&receiver.url("/w"), 1))
         .await;
     cluster.matching(ACCOUNT, "A", 1).await;
-    receiver.script("/w", vec![Answer::status(StatusCode::NOT_FOUND); EVENTS]);
+    receiver.script("/w", refusals(EVENTS));
     for from in (0..EVENTS).step_by(500) {
         publish(&client, from..from + 500).await;
     }
@@ -184,7 +191,7 @@ async fn dead_letters_are_redriven_by_filter_and_at_a_rate_and_purged() {
         .create_webhook(ACCOUNT, "w", patient(&receiver.url("/w"), 1))
         .await;
     cluster.matching(ACCOUNT, "A", 1).await;
-    receiver.script("/w", vec![Answer::status(StatusCode::NOT_FOUND); 40]);
+    receiver.script("/w", refusals(40));
     publish(&client, 0..40).await;
     wait::until("all to be dead", SOON, async || {
         (dead(&client).await == 40).then_some(())

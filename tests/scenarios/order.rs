@@ -15,6 +15,7 @@ use postrider_proto::v1::{DeliveryOptions, Event, ListShardsRequest, RetryPolicy
 use postrider_tests::client::{Client, event, millis, no_auth, webhook};
 use postrider_tests::cluster::Cluster;
 use postrider_tests::receiver::{Answer, Received, Receiver};
+use postrider_tests::wait;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -129,31 +130,24 @@ async fn publish(client: &Client, name: &str, from: usize, to: usize) {
     }
 }
 
-/// Which of the agents owns the shard of a webhook.
+/// Which of the agents owns the shard of a webhook; waits for one while it moves.
 async fn owner_of(cluster: &Cluster, id: &str) -> usize {
-    let all = ListShardsRequest {
-        page_size: 1000,
-        ..ListShardsRequest::default()
-    };
-    let shards = cluster
-        .client(0)
-        .cluster()
-        .list_shards(all)
-        .await
-        .unwrap()
-        .into_inner()
-        .shards;
     let of = shard::of(
         &AccountId::new(ACCOUNT).unwrap(),
         &WebhookId::new(id).unwrap(),
         shard::DEFAULT_COUNT,
     );
-    let shard = &shards[usize::from(of.0)];
-    let owner = cluster
-        .agents
-        .iter()
-        .position(|agent| shard.owner_agent == agent.name());
-    owner.unwrap_or_else(|| panic!("nobody owns {shard:?}"))
+    let client = cluster.client(0);
+    wait::until("the shard to have an owner", SOON, async || {
+        let all = ListShardsRequest {
+            page_size: 1000,
+            ..ListShardsRequest::default()
+        };
+        let shards = client.cluster().list_shards(all).await.ok()?.into_inner().shards;
+        let owner = &shards[usize::from(of.0)].owner_agent;
+        cluster.agents.iter().position(|agent| owner == agent.name())
+    })
+    .await
 }
 
 /// The three kinds of ordered webhooks, all of which want `FLOW`, behind receivers in a mood.

@@ -286,6 +286,17 @@ impl Lane {
         None
     }
 
+    /// Takes those that wait in memory for their time and are wanted. Their bytes count no more.
+    pub fn take_waiting(&mut self, wanted: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
+        let taken: Vec<Delivery> = self
+            .waiting
+            .extract_if(.., |_, delivery| wanted(delivery))
+            .map(|(_, delivery)| delivery)
+            .collect();
+        self.forget(taken.iter().map(|delivery| delivery.bytes).sum());
+        taken
+    }
+
     /// Makes ready what is due.
     pub fn promote(&mut self, now: Timestamp) {
         while let Some(first) = self.waiting.first_entry() {

@@ -351,6 +351,11 @@ impl Order {
         self.lines.entry(line).or_default().moving.push(at);
     }
 
+    /// Dead letters are handed to the ledger: once they are parked they go like those from before this order.
+    pub const fn reviving(&mut self, count: u32) {
+        self.stray_moving += count;
+    }
+
     /// What a used-up delivery holds up is to wait: the generation to be noted with it. `None` if it becomes a dead letter.
     pub fn blocks(&self, delivery: &Delivery) -> Option<u64> {
         let keyed = delivery.event.ordering_key.is_some() && delivery.batch.is_none();

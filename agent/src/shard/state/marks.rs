@@ -37,6 +37,18 @@ pub struct Marked {
     pub event: EventId,
 }
 
+impl Marked {
+    fn of(delivery: &Delivery) -> Self {
+        let origin = &delivery.origin;
+        Self {
+            account: origin.account.clone(),
+            webhook: origin.webhook.clone(),
+            uid: origin.uid.clone(),
+            event: delivery.event.id.clone(),
+        }
+    }
+}
+
 /// All marks.
 pub(super) type Marks = BTreeMap<Marked, Mark>;
 
@@ -74,12 +86,40 @@ impl State {
         }
         let shard = self.shard;
         let Some(lane) = self.lane(at) else { return };
-        if lane.order.is_none()
-            && let Some(parked) = lane.fetch(shard, &Entry::of(parked))
-        {
-            effects.loads.push(Load { segments: vec![parked] });
+        if lane.order.is_none() {
+            match lane.fetch(shard, &Entry::of(parked)) {
+                Some(parked) => effects.loads.push(Load { segments: vec![parked] }),
+                // It was read together with one that was due.
+                None => self.deal_with_waiting(at, now, effects),
+            }
         }
         self.settle(at, now, effects);
+    }
+
+    /// Dead letters of a webhook are handed to the ledger, to be parked: they go before what was accepted since, if it keeps an order.
+    pub fn reviving(&mut self, account: &AccountId, webhook: &WebhookId, count: u32) {
+        let at = self.lane_of(account, webhook);
+        if let Some(lane) = self.lane(at) {
+            lane.moving += count;
+            if let Some(order) = &mut lane.order {
+                order.reviving(count);
+            }
+        }
+    }
+
+    /// Obeys the marks of deliveries that wait in memory for their time.
+    fn deal_with_waiting(&mut self, at: usize, now: Timestamp, effects: &mut Effects) {
+        let Some(lane) = self.lanes.get_mut(at).and_then(Option::as_mut) else {
+            return;
+        };
+        let marks = &self.marks;
+        for mut delivery in lane.take_waiting(|delivery| marks.contains_key(&Marked::of(delivery))) {
+            if self.obey(&mut delivery, now) == Some(Mark::Cancel) {
+                self.cancel(&delivery, now, effects);
+            } else if let Some(lane) = self.lane(at) {
+                lane.push_ready(delivery);
+            }
+        }
     }
 
     /// Takes the mark of a delivery that comes by, if it has one. A batch is frozen: it is not cancelled in part.
@@ -87,13 +127,7 @@ impl State {
         if self.marks.is_empty() {
             return None;
         }
-        let origin = &delivery.origin;
-        let mark = self.marks.remove(&Marked {
-            account: origin.account.clone(),
-            webhook: origin.webhook.clone(),
-            uid: origin.uid.clone(),
-            event: delivery.event.id.clone(),
-        })?;
+        let mark = self.marks.remove(&Marked::of(delivery))?;
         if mark == Mark::Retry {
             delivery.state.due = now;
         }

@@ -52,6 +52,13 @@ async fn a_delivery_that_waits_is_tried_now_and_the_others_when_they_are_due() {
         .await;
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert_eq!(received(&world), ["e-150"]);
+    // It stood in the same segment, and waits in memory since then.
+    let started = Instant::now();
+    carry_out(&world, 2, Action::Retry(id(151))).await;
+    world
+        .eventually("another is delivered", async || received(&world).len() == 2)
+        .await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     tokio::time::sleep(Duration::from_hours(1)).await;
     world.done(SHARD).await;
     assert_eq!(received(&world).len(), 300);

@@ -235,6 +235,9 @@ impl Worker {
                 let uid = job.command.as_ref().map(|(_, command)| &command.uid);
                 for (at, segment) in segments {
                     if let Some(rewrite) = rewrite(&at, &segment, &job.search, uid, &mut job.revived) {
+                        let revived: usize = rewrite.revived.iter().map(Vec::len).sum();
+                        let revived = u32::try_from(revived).unwrap_or(u32::MAX);
+                        self.state.reviving(&at.account, &at.webhook, revived);
                         self.effects.records.push(Record::Rewrite(Box::new(rewrite)));
                         self.orders.rewritten += 1;
                     }

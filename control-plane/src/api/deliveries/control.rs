@@ -85,10 +85,15 @@ impl Deliveries {
             });
         }
         let after = self.standing(&subject, &name).await;
-        // What ended may not stand in the history yet.
+        // The history comes about a second late: what stands nowhere has ended as it was to.
         let after = match after {
-            Err(Error::NotFound { .. }) if wish == Wish::Cancel => Standing {
-                state: State::Dropped,
+            Err(Error::NotFound { .. }) => Standing {
+                state: match wish {
+                    Wish::Retry => State::Delivered,
+                    Wish::Cancel => State::Dropped,
+                },
+                due: None,
+                reason: String::new(),
                 ..before
             },
             after => after?,

@@ -43,7 +43,9 @@ fn queued(id: &WebhookId, uid: &Uid, count: u32) -> Segment {
         state: DeliveryState::default(),
     };
     Segment {
-        events: vec![Arc::new(event); count as usize],
+        events: std::iter::repeat_with(|| Arc::new(event.clone()))
+            .take(count as usize)
+            .collect(),
         targets: vec![Target {
             account: account(),
             webhook: id.clone(),

@@ -56,7 +56,7 @@ const NAMES: &[(&str, &str, &str)] = &[
     (
         "\"queue/ \"parked/ \"dead/ \"failing/ \"history/ \"usage/ \"commands/ \"owners/ \"assignments/ \"progress/ \"writers/ \"dedupe/ \"event-types/ \
          \"tests/{ \"test-answers/",
-        "common/src/key.rs",
+        "common/src/key",
         "keys are built and parsed in one place",
     ),
     (

@@ -108,7 +108,7 @@ pub enum Fate {
     Waiting(Timestamp),
     /// It is a dead letter.
     Dead(Reason),
-    /// It ended for another reason: see [`dropped`].
+    /// It ended for another reason: see [`crate::model::usage::Dropped`].
     Dropped(Reason),
 }
 

@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod counts;
 pub mod deletions;
+mod drawing;
 pub mod pack;
 mod writer;
 

@@ -79,6 +79,8 @@ struct StatusResponse {
     db_size: i64,
     #[prost(uint64, tag = "4")]
     leader: u64,
+    #[prost(int64, tag = "9")]
+    db_size_in_use: i64,
 }
 
 impl EtcdApi {
@@ -161,5 +163,14 @@ impl EtcdApi {
     pub async fn database_bytes(&self) -> Result<Option<i64>, Status> {
         let answer: StatusResponse = self.call("/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
         Ok((answer.leader != 0).then_some(answer.db_size))
+    }
+
+    /// Bytes of the member's database that are in use: without what compaction has freed.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn database_bytes_in_use(&self) -> Result<Option<i64>, Status> {
+        let answer: StatusResponse = self.call("/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
+        Ok((answer.leader != 0).then_some(answer.db_size_in_use))
     }
 }

@@ -13,6 +13,7 @@
     reason = "a measurement that cannot go on must stop; counts are far below 2^52"
 )]
 
+mod backlog;
 mod publish;
 mod report;
 mod sink;
@@ -52,6 +53,8 @@ enum Mode {
     Batch,
     /// One event in each request, 100 a second: the latency of an idle system.
     Idle,
+    /// What waiting deliveries of one dead webhook cost, and what another webhook feels of them and of a redrive.
+    Backlog,
 }
 
 /// Where Postrider keeps its state.
@@ -119,6 +122,13 @@ struct Options {
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
+    if options.mode == Mode::Backlog {
+        let figures = backlog::run(&options).await;
+        if let Some(path) = &options.json {
+            std::fs::write(path, format!("{figures:#}\n")).expect("the figures can be written");
+        }
+        return ExitCode::SUCCESS;
+    }
     let sink = Sink::start(options.events);
     let measured = Duration::from_secs(options.yardstick_seconds);
     println!(

@@ -187,7 +187,7 @@ impl Plan {
 }
 
 /// A JSON body of about `size` bytes: the same words, other numbers, as events of one kind have.
-fn body(seed: u64, size: usize) -> Bytes {
+pub(crate) fn body(seed: u64, size: usize) -> Bytes {
     let mut text = format!("{{\"userId\":{}", 4_000_000 + seed);
     let mut state = seed.wrapping_add(1);
     while text.len() + 48 < size {
@@ -212,7 +212,7 @@ pub(crate) async fn run(plan: &Arc<Plan>, client: impl Fn() -> Client) -> Publis
         let (plan, client) = (plan.clone(), client());
         publishers.spawn(async move {
             match plan.mode {
-                Mode::Unary | Mode::Batch | Mode::Idle => by_requests(&plan, &client).await,
+                Mode::Unary | Mode::Batch | Mode::Idle | Mode::Backlog => by_requests(&plan, &client).await,
                 Mode::Stream => by_stream(&plan, &client).await,
             }
         });

@@ -1,7 +1,7 @@
 //! The sink: takes every request, and notes when which event arrived.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,9 @@ pub(crate) const ID: &str = "load-";
 
 /// The path whose requests are counted only.
 pub(crate) const RAW_PATH: &str = "/raw";
+
+/// The path whose requests are refused while the sink is told to.
+pub(crate) const REFUSED_PATH: &str = "/refused";
 
 /// A running sink. Clones are the same one.
 #[derive(Clone)]
@@ -36,6 +39,7 @@ struct Counts {
     doubled: AtomicUsize,
     strangers: AtomicUsize,
     requests: AtomicUsize,
+    refusing: AtomicBool,
     changed: Notify,
     /// How many arrivals are waited for; every one after that wakes who waits.
     wanted: AtomicUsize,
@@ -51,6 +55,7 @@ impl Sink {
             doubled: AtomicUsize::default(),
             strangers: AtomicUsize::default(),
             requests: AtomicUsize::default(),
+            refusing: AtomicBool::default(),
             changed: Notify::new(),
             wanted: AtomicUsize::new(usize::MAX),
         });
@@ -88,6 +93,11 @@ impl Sink {
     /// When an event arrived first; `None` if it did not.
     pub(crate) fn arrival(&self, event: usize) -> Option<u64> {
         Some(self.counts.arrivals[event].load(Ordering::Relaxed)).filter(|&arrival| arrival > 0)
+    }
+
+    /// Refuses requests to [`REFUSED_PATH`] from now on, or takes them.
+    pub(crate) fn refuse(&self, refuse: bool) {
+        self.counts.refusing.store(refuse, Ordering::SeqCst);
     }
 
     /// How many requests came.
@@ -157,6 +167,10 @@ async fn answer(counts: Arc<Counts>, request: Request<Incoming>) -> Response<Ful
         return response;
     };
     counts.requests.fetch_add(1, Ordering::Relaxed);
+    if head.uri.path() == REFUSED_PATH && counts.refusing.load(Ordering::SeqCst) {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return response;
+    }
     if head.uri.path() != RAW_PATH {
         let now = nanos(counts.start.elapsed());
         let id = head.headers.get("webhook-id").map_or(&b""[..], |id| id.as_bytes());

@@ -35,6 +35,8 @@ pub(crate) struct Snapshot {
     pub(crate) revision: Option<i64>,
     /// Bytes of etcd's database file.
     pub(crate) database_bytes: Option<i64>,
+    /// Bytes of it that are in use.
+    pub(crate) stored_bytes: Option<i64>,
 }
 
 impl System {
@@ -100,6 +102,7 @@ impl System {
         if let Some(etcd) = self.etcd() {
             snapshot.revision = etcd.revision().await.ok();
             snapshot.database_bytes = etcd.database_bytes().await.ok().flatten();
+            snapshot.stored_bytes = etcd.database_bytes_in_use().await.ok().flatten();
         }
         snapshot
     }

@@ -19,6 +19,7 @@ pub mod shelf;
 mod writer;
 
 use std::collections::VecDeque;
+use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,16 @@ pub struct Limits {
     pub retention: Duration,
     /// Bytes of it in the store, in the whole cell; each shard has an equal share.
     pub bytes: u64,
+}
+
+impl Limits {
+    /// Bytes that each of the cell's shards may have; `None` if there is no history, or nobody knows how many shards there are.
+    pub fn share(&self, shards: Option<NonZeroU16>) -> Option<u64> {
+        let is_on = self.bytes > 0 && !self.retention.is_zero();
+        shards
+            .filter(|_| is_on)
+            .map(|count| self.bytes / u64::from(count.get()))
+    }
 }
 
 impl Default for Limits {

@@ -43,6 +43,15 @@ impl Ration {
         self.left = (self.left + more).min(self.share * BURST);
     }
 
+    /// Whether a success may be told of. Asked before anything is put together of it: at full speed most are left out.
+    pub fn affords_success(&mut self) -> bool {
+        let affords = self.left > 0.0;
+        if affords {
+            self.left -= ENTRY_BYTES + EVENT_BYTES;
+        }
+        affords
+    }
+
     /// Takes out of a chapter what is beyond the ration: successes as a whole, of failures what the receiver said.
     pub fn thin(&mut self, chapter: &mut Chapter) {
         chapter.thin(|entry| self.keeps(entry));

@@ -364,6 +364,8 @@ pub struct Effects {
     pub suspensions: Vec<Suspend>,
     /// What is told of it.
     pub history: Chapter,
+    /// Successes are not told of, only counted.
+    pub leaves_out_successes: bool,
     /// Bytes of memory that are free again now; those of moved deliveries are when they are recorded.
     pub freed: usize,
 }

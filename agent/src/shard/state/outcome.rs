@@ -47,7 +47,12 @@ impl State {
         self.note(at, effects);
         let told = tell(&outcome, &deliveries, &flight.webhook, now, effects);
         match outcome {
-            Outcome::Delivered { .. } => self.delivered(&deliveries, effects),
+            Outcome::Delivered { .. } => {
+                if told.is_some() {
+                    carry(&deliveries, &Fate::Delivered, effects);
+                }
+                self.delivered(&deliveries, effects);
+            }
             Outcome::Failed {
                 reason,
                 status,
@@ -73,6 +78,7 @@ impl State {
                     fraction,
                 };
                 if left.is_empty() {
+                    carry(&over, &Fate::Delivered, effects);
                     self.delivered(&over, effects);
                 } else {
                     self.failed(at, left, over, &flight.webhook, &failure, now, effects);
@@ -144,7 +150,6 @@ impl State {
     }
 
     fn delivered(&mut self, deliveries: &[Delivery], effects: &mut Effects) {
-        carry(deliveries, &Fate::Delivered, effects);
         self.tally.delivered += deliveries.len() as u64;
         match deliveries {
             [first, ..] if first.batch.is_some() => {
@@ -286,6 +291,10 @@ fn tell(
 ) -> Option<usize> {
     let first = deliveries.first()?;
     let (status, reason) = match outcome {
+        Outcome::Delivered { .. } if effects.leaves_out_successes => {
+            effects.history.left_out += 1;
+            return None;
+        }
         Outcome::Delivered { status } => (Some(*status), ""),
         Outcome::Partial { status, .. } => (Some(*status), Reason::Partial.as_str()),
         Outcome::Failed { reason, status, .. } => (*status, reason.as_str()),

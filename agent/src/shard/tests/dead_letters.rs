@@ -6,6 +6,7 @@ use std::time::Duration;
 use postrider_common::id::{EventId, Uid};
 use postrider_common::key::{self, Key};
 use postrider_common::model::command::{Action, Command, Filter, Rate};
+use postrider_common::model::order::{OnFailure, Order, Ordering};
 use postrider_common::model::usage::{Dropped, Usage};
 use postrider_common::store::{Op, Revision, Store as _, Write, list_all};
 use postrider_common::wire::stored;
@@ -190,6 +191,46 @@ async fn a_redrive_that_an_agent_died_over_is_carried_out_by_the_next_and_repeat
         assert_eq!(dead(&world).await, 0);
         let counted = usage(&world, Some("a")).await;
         assert_eq!((counted.taken, counted.delivered, counted.dead), (600, 600, 0));
+        running.release().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_of_an_ordered_webhook_are_redriven_and_what_follows_goes_on() {
+    for ordering in [Ordering::Strict, Ordering::PerKey] {
+        let mut world = World::new();
+        let mut config = webhook("a");
+        config.retry.max_attempts = std::num::NonZeroU32::new(1);
+        config.order = Order {
+            ordering,
+            on_failure: Some(OnFailure::DeadLetter),
+        };
+        let at_least = world.put_webhook(&config).await;
+        world.receiver.answers(|_| (Duration::ZERO, refused()));
+        let agent = world.agent(1).await;
+        let running = agent.take(&world, SHARD).await;
+        world.publish_some(SHARD, "e", 600, &["a"], at_least).await;
+        world.done(SHARD).await;
+        assert_eq!(dead(&world).await, 600);
+        world.receiver.answers(|_| (Duration::from_millis(1), DELIVERED));
+        let (key, command) = command(1, Action::Redrive(Filter::default(), None));
+        world.put(key, stored::encode_command(&command)).await;
+        for number in 0..20 {
+            world
+                .publish_some(SHARD, &format!("new{number}"), 5, &["a"], at_least)
+                .await;
+            tokio::time::sleep(Duration::from_millis(7)).await;
+        }
+        world
+            .eventually("the command is carried out", async || {
+                world.keys(&key::commands()).await.is_empty()
+            })
+            .await;
+        world.done(SHARD).await;
+        let received = world.receiver.received();
+        assert_eq!(received.len(), 700, "{ordering:?}");
+        assert!(received.values().all(|times| *times == 1), "{ordering:?}");
+        assert_eq!(dead(&world).await, 0);
         running.release().await;
     }
 }

@@ -40,6 +40,7 @@ use super::shards::{Command, Shards};
 use super::state::{AttemptId, Start, State};
 use crate::attempt::{Attempt, Evidence, Made, Outcome, Sent};
 use crate::catalog::Changed;
+use crate::history::ration::Ration;
 use crate::history::{Journal, seen};
 use crate::suspension;
 
@@ -93,6 +94,8 @@ pub(super) struct Worker {
     effects: Effects,
     pen: Pen,
     journal: Journal,
+    /// How many successes the history has room for, as of when; `None` if there is no history.
+    successes: Option<(Ration, Timestamp)>,
     purse: Arc<Purse>,
     wake: Arc<Notify>,
     feed: Feed,
@@ -198,6 +201,7 @@ impl Worker {
             let known = Some(known).filter(|known| !matches!(known, Known::Absent(_)));
             state.parked(&parked, known.as_ref(), now, &mut effects);
         }
+        let ration = shards.limits.history.share(found.shard_count).map(Ration::new);
         let feed = Feed::spawn(group, shards.deps.store.clone(), tenure.shard, wake.clone());
         Self {
             shards,
@@ -206,6 +210,7 @@ impl Worker {
             effects,
             pen,
             journal,
+            successes: ration.map(|ration| (ration, now)),
             purse,
             wake,
             feed,
@@ -399,12 +404,25 @@ impl Worker {
                 tracing::warn!(why, shard = %self.tenure.shard, "an attempt could not be made");
                 0.0
             }
-            Outcome::Delivered { .. } => 0.0,
+            Outcome::Delivered { .. } => {
+                self.effects.leaves_out_successes = !self.tells_success(now);
+                0.0
+            }
         };
         let told = self.state.ended(id, outcome, now, fraction, &mut self.effects);
         if let Some(entry) = told.and_then(|place| self.effects.history.entry_mut(place)) {
             seen::complete(entry, evidence);
         }
+    }
+
+    /// Whether the history has room for another success.
+    fn tells_success(&mut self, now: Timestamp) -> bool {
+        let Some((ration, refilled)) = &mut self.successes else {
+            return false;
+        };
+        ration.refill(now.saturating_since(*refilled));
+        *refilled = now;
+        ration.affords_success()
     }
 
     fn changed(&mut self, changed: Result<Changed, RecvError>) {

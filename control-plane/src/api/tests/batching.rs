@@ -26,6 +26,33 @@ const fn seconds(seconds: i64) -> Option<prost_types::Duration> {
 }
 
 #[tokio::test]
+async fn numbers_that_cannot_stand_for_one_event_are_refused_and_others_come_back() {
+    const NUMBERS: &str = "webhook.delivery.sequence_header";
+    let rows = [(Mode::Unspecified, 0), (Mode::Batch, 1), (Mode::RealTime, 2)].map(|(mode, most)| {
+        delivery(
+            move |delivery| {
+                delivery.sequence_header = true;
+                delivery.mode = mode.into();
+                delivery.max_events = most;
+            },
+            NUMBERS,
+            "INCOMPATIBLE",
+        )
+    });
+    refused(rows.into()).await;
+    let wanted = v1::Webhook {
+        delivery: Some(v1::DeliveryOptions {
+            mode: Mode::RealTime.into(),
+            sequence_header: true,
+            ..Default::default()
+        }),
+        ..valid()
+    };
+    let created = serve().await.create("a", wanted).await;
+    assert!(created.delivery.unwrap().sequence_header);
+}
+
+#[tokio::test]
 async fn batches_that_cannot_be_are_refused() {
     let mut rows = Vec::new();
     for most in [-1, 1001] {

@@ -161,6 +161,35 @@ async fn bad_names_filters_and_rates_are_refused_with_all_their_mistakes_and_not
 }
 
 #[tokio::test]
+async fn usage_is_told_of_accounts_that_exist_under_good_names() {
+    let mut server = serve().await;
+    for (text, expected) in [
+        ("", "REQUIRED"),
+        ("accounts/", "MALFORMED"),
+        ("accounts/A", "MALFORMED"),
+        ("x", "MALFORMED"),
+    ] {
+        let name = text.to_owned();
+        let status = server
+            .accounts
+            .get_account_usage(v1::GetAccountUsageRequest { name })
+            .await;
+        assert_eq!(
+            mistakes(&status.unwrap_err()),
+            [("name".to_owned(), expected.to_owned())]
+        );
+    }
+    let name = "accounts/1010".to_owned();
+    let request = v1::GetAccountUsageRequest { name };
+    let status = server.accounts.get_account_usage(request.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    server.create("a", valid()).await;
+    let usage = server.accounts.get_account_usage(request).await.unwrap().into_inner();
+    assert_eq!(usage.webhooks.len(), 1);
+    assert_eq!(usage.total, Some(v1::DeliveryCounts::default()));
+}
+
+#[tokio::test]
 async fn what_is_not_there_or_keeps_an_order_is_told_before_anything_is_stored() {
     let mut server = serve().await;
     server.create("a", valid()).await;

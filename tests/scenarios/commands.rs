@@ -183,6 +183,60 @@ async fn a_redrive_goes_on_although_every_agent_is_killed_over_it_and_repeats_li
 }
 
 #[tokio::test]
+async fn what_is_asked_for_while_every_agent_is_dead_is_carried_out_by_the_next() {
+    let mut cluster = Cluster::start().await;
+    let receiver = Receiver::start();
+    let client = cluster.client(0);
+    client
+        .create_webhook(ACCOUNT, "w", patient(&receiver.url("/w"), 3))
+        .await;
+    cluster.matching(ACCOUNT, "A", 1).await;
+    receiver.script("/w", refusals(4));
+    publish(&client, 0..4).await;
+    let waits = async || {
+        let request = GetAccountUsageRequest {
+            name: format!("accounts/{ACCOUNT}"),
+        };
+        let usage = client.accounts().get_account_usage(request).await.ok()?.into_inner();
+        (usage.webhooks.first()?.counts.as_ref()?.waiting == 4 && receiver.log().requests().len() == 4).then_some(())
+    };
+    wait::until("all to wait for their retry", SOON, waits).await;
+    for _ in 0..3 {
+        cluster.kill_agent(0).await;
+    }
+    let name_of = |number| name(&flow_id(number));
+    let status = client
+        .deliveries()
+        .retry_delivery(RetryDeliveryRequest { name: name_of(0) })
+        .await
+        .expect_err("nobody can carry it out");
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    let status = client
+        .deliveries()
+        .cancel_delivery(CancelDeliveryRequest { name: name_of(1) })
+        .await
+        .expect_err("nobody can carry it out");
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    cluster.add_agent().await;
+    receiver
+        .until("the first to be delivered", FLOW, |log| log.has("/w", &flow_id(0)))
+        .await;
+    wait::until("the second to be dropped", SOON, async || {
+        let request = GetAccountUsageRequest {
+            name: format!("accounts/{ACCOUNT}"),
+        };
+        let usage = client.accounts().get_account_usage(request).await.ok()?.into_inner();
+        let total = usage.total?;
+        let cancelled = total
+            .dropped
+            .first()
+            .map(|dropped| (dropped.reason.as_str(), dropped.count));
+        (cancelled == Some(("CANCELLED", 1)) && (total.delivered, total.waiting) == (1, 2)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn dead_letters_are_redriven_by_filter_and_at_a_rate_and_purged() {
     let cluster = Cluster::start().await;
     let receiver = Receiver::start();

@@ -97,3 +97,72 @@ impl Rate {
         Timestamp::from_millis(from.as_millis().saturating_add((index as f64 * 1000.0 / self.0) as i64))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::EventName;
+    use crate::model::event_type::Category;
+
+    fn event(id: &str, name: &str, accepted: i64) -> Event {
+        Event {
+            account: AccountId::new("a").unwrap(),
+            id: EventId::new(id).unwrap(),
+            name: EventName::new(name).unwrap(),
+            timestamp: Timestamp::from_millis(0),
+            ordering_key: None,
+            expire_time: None,
+            not_before_time: None,
+            event_info: Some(Arc::from("1")),
+            data: "{}".into(),
+            accept_time: Timestamp::from_millis(accepted),
+            traceparent: None,
+            category: Category::default(),
+        }
+    }
+
+    fn died(reason: &str) -> DeliveryState {
+        DeliveryState {
+            reason: reason.into(),
+            ..DeliveryState::default()
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_is_meant_if_it_fits_everything_that_is_set() {
+        let letter = (event("e", "COURSE_A", 100), died("STATUS"));
+        let fits = |filter: &Filter| filter.fits(&letter.0, &letter.1);
+        assert!(fits(&Filter::default()));
+        let all = Filter {
+            event_ids: [EventId::new("e").unwrap(), EventId::new("f").unwrap()].into(),
+            event_types: vec![EventPattern::parse("COURSE_*").unwrap()],
+            reasons: ["STATUS".to_owned(), "TIMEOUT".to_owned()].into(),
+            accepted_from: Some(Timestamp::from_millis(100)),
+            accepted_until: Some(Timestamp::from_millis(101)),
+        };
+        assert!(fits(&all));
+        for wrong in [
+            Filter::of_event(EventId::new("g").unwrap()),
+            Filter {
+                event_types: vec![EventPattern::parse("USER_*").unwrap()],
+                ..all.clone()
+            },
+            Filter {
+                reasons: ["EXPIRED".to_owned()].into(),
+                ..all.clone()
+            },
+            Filter {
+                accepted_from: Some(Timestamp::from_millis(101)),
+                ..all.clone()
+            },
+            Filter {
+                accepted_until: Some(Timestamp::from_millis(100)),
+                ..all.clone()
+            },
+        ] {
+            assert!(!fits(&wrong), "{wrong:?}");
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 use postrider_common::id::EventId;
 use postrider_common::key;
 use postrider_common::model::command::Action;
+use postrider_common::model::order::Ordering;
 use postrider_common::model::usage::Dropped;
 use postrider_common::wire::stored;
 use tokio::time::Instant;
@@ -135,6 +136,34 @@ async fn a_command_that_an_agent_died_over_is_carried_out_by_the_next() {
             .await;
         let counted = usage(&world, Some("a")).await;
         assert_eq!(counted.dropped(Dropped::Cancelled), 1, "after {crash_after} ms");
+        running.release().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_used_up_and_blocks_an_order_goes_on_when_it_is_retried_or_cancelled() {
+    for (action, delivered) in [(Action::Retry(id(0)), 5), (Action::Cancel(id(0)), 4)] {
+        let mut world = World::new();
+        let mut config = webhook("a");
+        config.retry.max_attempts = std::num::NonZeroU32::new(1);
+        config.order.ordering = Ordering::Strict;
+        let at_least = world.put_webhook(&config).await;
+        world.receiver.answers(|_| (Duration::ZERO, refused()));
+        let agent = world.agent(1).await;
+        let running = agent.take(&world, SHARD).await;
+        world.publish_some(SHARD, "e", 5, &["a"], at_least).await;
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        assert_eq!(world.receiver.attempts(), 1, "it blocks");
+        world.receiver.answers(|_| (Duration::ZERO, DELIVERED));
+        carry_out(&world, 1, action.clone()).await;
+        world.done(SHARD).await;
+        assert_eq!(received(&world).len(), delivered, "{action:?}");
+        assert!(world.receiver.received().values().all(|times| *times == 1));
+        let counted = usage(&world, Some("a")).await;
+        assert_eq!(
+            (counted.waiting(), counted.dropped(Dropped::Cancelled)),
+            (0, 5 - delivered as u64)
+        );
         running.release().await;
     }
 }

@@ -33,6 +33,8 @@ pub enum Fault {
     LostRequest,
     /// A write is refused because the store is full.
     Full,
+    /// A write is applied, and refused all the same because it fills the store.
+    Filled,
 }
 
 /// Decides, for each write, whether a fault strikes.
@@ -301,14 +303,15 @@ impl Store for MemoryStore {
             Some(Fault::Away) => return Err(WriteError::NotApplied(NotApplied::Away("injected".into()))),
             Some(Fault::Full) => return Err(WriteError::NotApplied(NotApplied::Full)),
             Some(Fault::LostRequest) => return Err(WriteError::Unknown("injected".into())),
-            Some(Fault::LostAnswer) | None => {}
+            Some(Fault::LostAnswer | Fault::Filled) | None => {}
         }
         let revision = state.apply(&write)?;
         self.shared.changed.send_replace(state.revision);
-        if fault.is_some() {
-            return Err(WriteError::Unknown("injected".into()));
+        match fault {
+            None => Ok(revision),
+            Some(Fault::Filled) => Err(WriteError::NotApplied(NotApplied::Full)),
+            Some(_) => Err(WriteError::Unknown("injected".into())),
         }
-        Ok(revision)
     }
 
     async fn watch(&self, prefix: &Key, from: Revision) -> Result<Watch, WatchError> {

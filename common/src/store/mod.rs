@@ -272,7 +272,8 @@ pub enum NotApplied {
     /// The store could not be reached.
     #[error("the store is away: {0}")]
     Away(String),
-    /// The store takes no more (etcd's NOSPACE, a full disk).
+    /// The store takes no more (etcd's NOSPACE, a full disk). Of several writes at once etcd may apply those that fill it, and answer them with this:
+    /// what must not be sent again for nothing goes through a lane ([`once`]).
     #[error("the store is full")]
     Full,
     /// A lease named by the write does not exist any more.

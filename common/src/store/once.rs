@@ -69,20 +69,24 @@ impl Lane {
         loop {
             let error = match self.store.write(marked.clone()).await {
                 Ok(revision) => return Ok(self.applied(revision)),
-                Err(WriteError::Conflict) => match self.read_mark().await {
-                    Ok(Some((sequence, revision))) if sequence == self.next_sequence() => {
-                        return Ok(self.applied(revision));
+                // The write that fills an etcd is applied, and answered with NOSPACE.
+                Err(error @ (WriteError::Conflict | WriteError::NotApplied(NotApplied::Full))) => {
+                    match self.read_mark().await {
+                        Ok(Some((sequence, revision))) if sequence == self.next_sequence() => {
+                            return Ok(self.applied(revision));
+                        }
+                        Ok(_) if error == WriteError::Conflict || self.doubt.is_none() => {
+                            self.doubt = None;
+                            return Err(error);
+                        }
+                        Ok(_) => error,
+                        Err(why) => {
+                            // Which guard failed, or whether this was the write that filled the store, cannot be told yet.
+                            self.doubt.get_or_insert_with(|| why.to_string());
+                            WriteError::Unknown(why.to_string())
+                        }
                     }
-                    Ok(_) => {
-                        self.doubt = None;
-                        return Err(WriteError::Conflict);
-                    }
-                    Err(error) => {
-                        // Somebody's guard failed, and whether it was ours cannot be told yet.
-                        self.doubt.get_or_insert_with(|| error.to_string());
-                        WriteError::Unknown(error.to_string())
-                    }
-                },
+                }
                 Err(WriteError::Unknown(why)) => {
                     self.doubt = Some(why.clone());
                     WriteError::Unknown(why)
@@ -162,7 +166,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_committed_transaction_applies_exactly_once_whatever_answers_are_lost(faults in proptest::collection::vec(0_u8..4, 0..40)) {
+        fn every_committed_transaction_applies_exactly_once_whatever_answers_are_lost(faults in proptest::collection::vec(0_u8..5, 0..40)) {
             run(async {
                 let store = MemoryStore::default();
                 let mut faults = faults.into_iter();
@@ -170,6 +174,7 @@ mod tests {
                     Some(1) => Some(Fault::LostAnswer),
                     Some(2) => Some(Fault::LostRequest),
                     Some(3) => Some(Fault::Away),
+                    Some(4) => Some(Fault::Filled),
                     _ => None,
                 }));
                 let mut lane = Lane::new(Arc::new(store.clone()), key::writer("w"));
@@ -221,6 +226,24 @@ mod tests {
                 .await
                 .unwrap();
             assert!(store.get(&Key::from_stored("n/2")).await.unwrap().0.is_some());
+        });
+    }
+
+    #[test]
+    fn the_write_that_fills_the_store_is_applied_though_the_answer_says_full() {
+        run(async {
+            let store = MemoryStore::default();
+            let mut lane = Lane::new(Arc::new(store.clone()), key::writer("w"));
+            let deadline = Instant::now() + Duration::from_secs(5);
+            store.inject(Box::new(|_| Some(Fault::Filled)));
+            lane.commit(&counted(1), None, deadline).await.unwrap();
+            store.inject(Box::new(|_| Some(Fault::Full)));
+            let refused = lane.commit(&counted(2), None, deadline).await;
+            assert_eq!(refused, Err(WriteError::NotApplied(NotApplied::Full)));
+            store.heal();
+            // What was refused may be replaced by something else.
+            lane.commit(&counted(3), None, deadline).await.unwrap();
+            assert!(store.get(&Key::from_stored("n/2")).await.unwrap().0.is_none());
         });
     }
 

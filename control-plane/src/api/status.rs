@@ -252,7 +252,7 @@ impl Error {
             Self::Quota { description, .. } => description.clone(),
             Self::Contended => "others were changing the same thing; nothing was done, try again".into(),
             Self::StoreAway(_) => "the store is away; nothing was done".into(),
-            Self::StoreFull => "the store takes no more; nothing was done".into(),
+            Self::StoreFull => "the store takes no more".into(),
             Self::OutcomeUnknown(_) => {
                 "the store did not say whether it was done; repeat with the same request_id".into()
             }

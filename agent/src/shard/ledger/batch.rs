@@ -6,7 +6,7 @@
 //! Any prefix of a book's records makes a consistent transaction: the bit of a delivery that moved is written together with the segment it moved into,
 //! and a source is deleted together with the last of its bits.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use postrider_common::key::{self, Key, Parked};
@@ -36,7 +36,7 @@ pub struct Book {
     pub(super) pending: VecDeque<Record>,
     /// `progress/S` exists.
     pub(super) stored: bool,
-    /// It may name segments that are gone, or lack counts: left by a former owner, or by deletions while the store took no puts.
+    /// It may name segments that are gone: left by a former owner.
     pub(super) stale: bool,
     pub(super) next_number: u64,
     pub(super) counts: Counts,
@@ -77,25 +77,15 @@ pub struct Part {
     pub parked: Vec<Parked>,
     /// Bytes of memory that are free once it is committed.
     pub freed: usize,
-    /// Records that it holds.
+    /// Records that it holds: the oldest ones.
     pub records: usize,
     /// Segments of dead letters that it replaces.
     pub rewrites: usize,
-    pub(super) taken: Taken,
     pub(super) touched: BTreeMap<SourceId, Bits>,
     pub(super) discarded: Vec<Key>,
     pub(super) counts: Changed,
     pub(super) stored: bool,
     pub(super) next_number: u64,
-}
-
-/// Which records of a book a draft holds.
-#[derive(Debug)]
-pub(super) enum Taken {
-    /// The oldest ones.
-    First(usize),
-    /// These, by their places.
-    Places(BTreeSet<usize>),
 }
 
 impl Book {
@@ -151,19 +141,6 @@ impl Book {
         Guard::Created(key::owner(self.shard), self.epoch)
     }
 
-    /// The records that wait, oldest first.
-    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
-        self.pending.iter()
-    }
-
-    pub(super) fn source(&self, source: SourceId) -> Option<&Open> {
-        self.sources.get(&source)
-    }
-
-    pub(super) const fn counts(&self) -> &Counts {
-        &self.counts
-    }
-
     /// How many deliveries of a segment that is still to be opened are over, of `count`.
     pub(super) fn done_in(&self, key: &Key, count: u32) -> u32 {
         let done = self.unopened.get(key);
@@ -196,20 +173,8 @@ pub fn draft<'a>(books: impl Iterator<Item = (u64, &'a Book)>, now: Timestamp) -
 
 /// A draft's part was committed.
 pub fn settle(book: &mut Book, part: &Part) {
-    match &part.taken {
-        Taken::First(count) => {
-            book.pending.drain(..*count);
-            book.stale = false;
-        }
-        Taken::Places(places) => {
-            book.stale = book.stale || book.stored || !part.counts.is_empty();
-            let mut place = 0;
-            book.pending.retain(|_| {
-                place += 1;
-                !places.contains(&(place - 1))
-            });
-        }
-    }
+    book.pending.drain(..part.records);
+    book.stale = false;
     for (source, done) in &part.touched {
         if done.is_full() {
             book.sources.remove(source);
@@ -233,7 +198,6 @@ impl Part {
             freed: 0,
             records: 0,
             rewrites: 0,
-            taken: Taken::First(0),
             touched: BTreeMap::new(),
             discarded: Vec::new(),
             counts: Changed::default(),

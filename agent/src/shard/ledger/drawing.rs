@@ -9,7 +9,7 @@ use postrider_common::store::{Op, Write};
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
-use super::batch::{Book, DRAFT_BYTES, Part, Taken};
+use super::batch::{Book, DRAFT_BYTES, Part};
 use super::counts::{Change, Changed, Ended, Tallies};
 use super::pack::{self, Group, Pack};
 use crate::shard::delivery::{Batch, Destination, End, Origin, Record, Rewrite, SourceId, size};
@@ -74,7 +74,6 @@ impl<'a, 'r> Drawing<'a, 'r> {
         }
         let mut part = Part::new(name, book);
         part.records = self.taken;
-        part.taken = Taken::First(self.taken);
         write.guards.push(book.guard());
         write.ops.append(&mut self.folds);
         book.counts.apply(&self.tallies, &mut self.counts);

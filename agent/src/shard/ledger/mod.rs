@@ -8,7 +8,6 @@
 
 pub mod batch;
 pub mod counts;
-pub mod deletions;
 mod drawing;
 pub mod pack;
 mod writer;
@@ -34,7 +33,7 @@ use super::delivery::Record;
 
 /// Records that one worker may have unwritten before it starts nothing more: some hundred milliseconds of one shard at full speed. It bounds the duplicates
 /// of an agent that dies while the store is away.
-const UNWRITTEN_LIMIT: usize = 2048;
+pub const UNWRITTEN_LIMIT: usize = 2048;
 
 /// The ledger of one agent. Clones are the same ledger.
 #[derive(Clone)]
@@ -242,8 +241,7 @@ impl Written {
         self.0.handed.load(Ordering::SeqCst)
     }
 
-    /// How many of them, at least, are written: the first ones. (While the store is full, deletions overtake what has to be put; then nothing that
-    /// goes by this number can be put either.)
+    /// How many of them, at least, are written: the first ones.
     pub fn count(&self) -> u64 {
         // In this order: what is handed over in between must not count.
         let handed = self.handed();

@@ -16,7 +16,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::{self, Book, Draft};
-use super::deletions::draft_deletions;
 use super::{Shared, Slot, lock};
 use crate::shard::counters::Counters;
 
@@ -164,7 +163,7 @@ impl Writer {
                 self.settle(&draft);
             }
             Committed::Conflict => self.fence_stale(&draft.write, &lease).await,
-            Committed::Full => self.delete_only(&lease).await,
+            Committed::Full => self.wait_for_room(&lease).await,
             Committed::Lost => self.fence(|sheet| sheet.slot.tenure.lease.id() == lease.id()),
             Committed::Refused(why) => {
                 // A mistake of ours: give the shards up rather than send the same for ever.
@@ -287,19 +286,11 @@ impl Writer {
         }
     }
 
-    /// The store takes no puts: deletes what can be deleted without one. Deletions need no mark: applied twice they change nothing.
-    async fn delete_only(&mut self, lease: &Held) {
+    /// The store takes no puts. What is recorded stays here until it does: attempts go on up to the limit of what is unwritten. Sources that are used up are
+    /// not deleted meanwhile, though the store would take that: what they held could not be counted.
+    async fn wait_for_room(&mut self, lease: &Held) {
         if !std::mem::replace(&mut self.full, true) {
             tracing::error!("the store is full: progress cannot be written");
-        }
-        // Attempts go on, up to the limit of what is unwritten: more may become deletable.
-        let draft = draft_deletions(self.books(lease.id()));
-        if let Some(draft) = draft {
-            match self.store.write(draft.write.clone()).await {
-                Ok(_) => return self.settle(&draft),
-                Err(WriteError::Conflict) => return self.fence_stale(&draft.write, lease).await,
-                Err(error) => tracing::warn!(%error, "what is finished cannot be deleted"),
-            }
         }
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}

@@ -12,7 +12,6 @@ use postrider_common::wire::stored;
 use super::{BEGIN, event, segment};
 use crate::shard::delivery::{Delivery, Destination, End, Moved, Place, Record, Source, SourceId};
 use crate::shard::ledger::batch::{self, Book, DRAFT_OPS, Found};
-use crate::shard::ledger::deletions::draft_deletions;
 use crate::shard::ledger::pack::{PACK_BYTES, PACK_DELIVERIES};
 use postrider_common::model::bits::Bits;
 
@@ -235,24 +234,4 @@ fn one_transaction_holds_the_records_of_many_shards_each_with_its_guard() {
     // Each shard has a segment to be deleted and its counts to be put.
     assert_eq!((draft.write.guards.len(), draft.write.ops.len()), (50, DRAFT_OPS));
     check(&draft.write).unwrap();
-}
-
-#[test]
-fn progress_left_behind_by_a_full_store_goes_with_the_next_transaction() {
-    let (mut book, deliveries) = open(1, 2, &["a", "b"]);
-    book.add(over(&deliveries[0]));
-    drain(&mut book);
-    book.add(over(&deliveries[1]));
-    let draft = draft_deletions(only(&book)).unwrap();
-    assert_eq!(draft.write.ops, [Op::delete(key::segment(ShardId(1), "w", 0))]);
-    batch::settle(&mut book, &draft.parts[0]);
-    book.add(over(&deliveries[2]));
-    book.add(over(&deliveries[3]));
-    let last = drain(&mut book);
-    assert_eq!(last[0][0], Op::delete(key::segment(ShardId(1), "w", 1)));
-    assert_eq!(
-        progress_of(&last),
-        (0, 4),
-        "what was counted while the store was full too"
-    );
 }

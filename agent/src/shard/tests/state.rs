@@ -24,7 +24,6 @@ use crate::shard::delivery::{Effects, Known, Load, Place, Record, Source, Source
 use crate::shard::lane::{LANE_LIMIT, WAIT_LIMIT};
 use crate::shard::ledger::batch::{self, Book, Found};
 use crate::shard::ledger::counts::Counts;
-use crate::shard::ledger::deletions::draft_deletions;
 use crate::shard::state::{AttemptId, NOT_MADE_PAUSE, Start, State};
 use postrider_common::model::bits::Bits;
 
@@ -42,8 +41,6 @@ enum Step {
     Pass { millis: u64 },
     /// The ledger writes; every so often its draft is refused and drawn up anew.
     Write { refused: bool },
-    /// The store is full: the ledger deletes what it can.
-    DeleteOnly,
     /// What was asked for is read.
     Read,
     /// A webhook is retired or activated.
@@ -61,7 +58,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         12 => (0_usize..64, 0_u8..8).prop_map(|(which, outcome)| Step::End { which, outcome }),
         4 => (0_u64..5_000).prop_map(|millis| Step::Pass { millis }),
         6 => any::<bool>().prop_map(|refused| Step::Write { refused }),
-        2 => Just(Step::DeleteOnly),
         5 => Just(Step::Read),
         1 => (0_usize..3).prop_map(|hook| Step::Toggle { hook }),
         1 => (0_usize..3).prop_map(|hook| Step::Replace { hook }),
@@ -101,10 +97,6 @@ struct World {
     next_source: u64,
     epoch: Revision,
     queue: Vec<(Revision, Key)>,
-    /// Something ended while the store was full, and has not been counted yet.
-    uncounted: bool,
-    /// The agent died before it was.
-    inexact: bool,
 }
 
 impl World {
@@ -154,8 +146,6 @@ impl World {
             next_source: 0,
             epoch: Revision(9),
             queue: Vec::new(),
-            uncounted: false,
-            inexact: false,
         }
     }
 
@@ -168,7 +158,6 @@ impl World {
                 self.state.tick(self.now, &mut self.effects);
             }
             Step::Write { refused } => self.write(*refused),
-            Step::DeleteOnly => self.delete_only(),
             Step::Read => self.read(),
             Step::Toggle { hook } => {
                 self.revision += 1;
@@ -184,7 +173,7 @@ impl World {
         }
         self.pump();
         self.check_lanes();
-        if matches!(step, Step::Write { .. } | Step::DeleteOnly | Step::Crash) {
+        if matches!(step, Step::Write { .. } | Step::Crash) {
             self.check_store();
         }
     }
@@ -396,16 +385,6 @@ impl World {
         assert!(draft.write.ops.len() <= batch::DRAFT_OPS);
         postrider_common::store::check(&draft.write).unwrap();
         self.apply(draft);
-        self.uncounted = false;
-    }
-
-    fn delete_only(&mut self) {
-        if let Some(draft) = draft_deletions(std::iter::once((1, &self.book))) {
-            assert!(draft.write.ops.iter().all(|op| matches!(op, Op::Delete { .. })));
-            assert!(draft.write.ops.len() <= batch::DRAFT_OPS);
-            self.uncounted = true;
-            self.apply(draft);
-        }
     }
 
     fn apply(&mut self, draft: batch::Draft) {
@@ -449,8 +428,6 @@ impl World {
         self.state = State::new(SHARD, Revision(self.revision), SUSPEND_AFTER);
         self.epoch = Revision(self.revision);
         self.due.clear();
-        // What was counted while the store was full is forgotten.
-        self.inexact |= std::mem::take(&mut self.uncounted);
         let (progress, usage) = (self.stored_progress(), self.usage());
         let unfolded = progress.iter().flat_map(|progress| progress.usage.keys().cloned());
         let counts = Counts::new(usage, unfolded.collect());
@@ -494,9 +471,7 @@ impl World {
 
     /// What holds whenever the store has changed.
     fn check_store(&self) {
-        if !self.inexact && !self.uncounted {
-            self.check_counts();
-        }
+        self.check_counts();
         // Nothing is lost: what was accepted for a webhook that still exists was delivered, is dead, or waits in the store.
         let waiting = self.waiting();
         let alive: BTreeSet<String> = self.hooks.iter().map(|(hook, _)| hook.uid.to_string()).collect();

@@ -166,7 +166,8 @@ impl Credentials {
         trace: &mut Trace,
     ) -> Result<Option<Arc<Token>>, Failure> {
         match self {
-            Self::OAuth2(tokens) => tokens.get(transport, deadline, trace).await.map(Some),
+            // Boxed, for the sake of those that need none: it is as large as an exchange.
+            Self::OAuth2(tokens) => Box::pin(tokens.get(transport, deadline, trace)).await.map(Some),
             Self::None | Self::Header(..) | Self::Signature(_) | Self::Client(_) | Self::Mtls(_) => Ok(None),
         }
     }

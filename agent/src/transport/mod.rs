@@ -291,10 +291,11 @@ impl Transport {
                 Err(SendError::Failed(failure)) => return Err(failure),
             }
         }
+        // Boxed, since it is rare and takes some eight kilobytes: every attempt would be made, moved and freed with them.
         let channel = if alone {
-            self.connector.connect(&target.host, trace).await?
+            Box::pin(self.connector.connect(&target.host, trace)).await?
         } else {
-            self.connector.open(&target.host, trace).await?
+            Box::pin(self.connector.open(&target.host, trace)).await?
         };
         channel.send(target, message, trace).await.map_err(|error| match error {
             SendError::Unsent(_) => trace.fail(

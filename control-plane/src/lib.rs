@@ -5,6 +5,7 @@ mod api;
 mod catalog;
 mod cell;
 pub mod config;
+mod fullness;
 mod history;
 pub mod leader;
 mod metrics;
@@ -100,6 +101,8 @@ where
             control_plane: config.id.clone(),
             quota: config.store_quota,
             counters: deps.metrics.publish.clone(),
+            backlog: deps.metrics.backlog.clone(),
+            fullness: deps.metrics.fullness.clone(),
         },
     );
     let announcer = announce::Deps {
@@ -109,7 +112,8 @@ where
     };
     lead(&group, &config, &deps, cell.shard_count, announcer);
     let (caught_up, types_caught_up, accounts_caught_up) = (catalog.clone(), catalog.clone(), catalog.clone());
-    let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe);
+    let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe)
+        .mindful_of(deps.metrics.fullness.clone());
     let tests = Tests::spawn(
         &group,
         testing::Deps {

@@ -11,6 +11,7 @@ pub mod leader;
 mod metrics;
 pub mod placement;
 mod publish;
+pub mod recover;
 pub mod sweep;
 mod testing;
 mod usage;
@@ -25,7 +26,7 @@ use futures_util::{Stream, StreamExt as _};
 use postrider_common::admin::Readiness;
 use postrider_common::entropy::SharedEntropy;
 use postrider_common::secret::Keyring;
-use postrider_common::store::SharedStore;
+use postrider_common::store::{SharedStore, room};
 use postrider_common::time::SharedClock;
 use postrider_common::{egress, task};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -110,6 +111,9 @@ where
         clock: deps.clock.clone(),
         publisher: publisher.clone(),
     };
+    let full = deps.metrics.store_full.clone();
+    let room = room::watch(deps.store.clone(), deps.readiness.clone(), full, group.token().clone());
+    group.spawn("store room", room);
     lead(&group, &config, &deps, cell.shard_count, announcer);
     let (caught_up, types_caught_up, accounts_caught_up) = (catalog.clone(), catalog.clone(), catalog.clone());
     let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use postrider_common::metric;
+use postrider_common::store::room;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
@@ -18,6 +19,7 @@ pub struct Metrics {
     pub(crate) publish: Arc<Counters>,
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) fullness: Arc<Fullness>,
+    pub(crate) store_full: room::Full,
 }
 
 impl Metrics {
@@ -96,6 +98,8 @@ impl Collector for Metrics {
             refused,
         )?;
         let (store, over) = (&self.fullness, self.backlog.accounts_over() as u64);
+        let full = self.store_full.load(Ordering::Relaxed);
+        metric::gauge(&mut encoder, "store_full", "1 while the store takes no more", full)?;
         let gauges = [
             (
                 "store_bytes",

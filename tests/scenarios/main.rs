@@ -22,6 +22,7 @@ mod handover;
 mod history;
 mod lifecycle;
 mod never_retry;
+mod nospace;
 mod operational_events;
 mod order;
 mod payload;

@@ -68,6 +68,8 @@ pub struct Counters {
     pub in_flight: AtomicI64,
     /// Shards being worked on now.
     pub shards: AtomicI64,
+    /// Records that the ledger has not written yet.
+    pub unwritten: AtomicI64,
     /// Stored segments that could not be read.
     pub unreadable: AtomicU64,
     /// Transactions that the ledger committed.

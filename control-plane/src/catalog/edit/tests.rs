@@ -411,6 +411,7 @@ async fn nothing_is_created_in_a_store_that_is_85_percent_full() {
         size: 100,
         in_use,
         quota: Some(100),
+        full: false,
     };
     fullness.note(&in_use(85), Some(100));
     let created = create(&edit, "first", None).await;

@@ -211,19 +211,19 @@ async fn cell(config: &Config, deps: &Deps) -> anyhow::Result<cell::Cell> {
 
 /// Campaigns; while leading, places shards, compacts and announces.
 fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::NonZeroU16, announcer: announce::Deps) {
-    let store = deps.store.clone();
+    let (store, counters) = (deps.store.clone(), deps.metrics.sweep.clone());
     leader::spawn(
         group,
         deps.store.clone(),
         config.id.clone(),
         config.lease_ttl,
         move |term, over| {
-            let (store, announcer) = (store.clone(), announcer.clone());
+            let (store, counters, announcer) = (store.clone(), counters.clone(), announcer.clone());
             Box::pin(async move {
                 // A term in which any of them has ended is given up.
                 tokio::select! {
                     () = placement::run(store.clone(), term, shards, over.clone()) => {}
-                    () = sweep::run(store, over.clone()) => {}
+                    () = sweep::run(store, counters, over.clone()) => {}
                     () = announce::run(announcer, over) => {}
                 }
             })

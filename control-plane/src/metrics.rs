@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 
 use crate::fullness::Fullness;
 use crate::publish::{Backlog, Counters};
+use crate::sweep;
 
 /// What the control plane counts. Clones are the same counts.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +21,7 @@ pub struct Metrics {
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) fullness: Arc<Fullness>,
     pub(crate) store_full: room::Full,
+    pub(crate) sweep: Arc<sweep::Counters>,
 }
 
 impl Metrics {
@@ -98,6 +100,23 @@ impl Collector for Metrics {
             refused,
         )?;
         let (store, over) = (&self.fullness, self.backlog.accounts_over() as u64);
+        let sweep = &self.sweep;
+        metric::counter(
+            &mut encoder,
+            "store_compactions",
+            "Compactions that this process made while it led",
+            sweep.compactions.load(Ordering::Relaxed),
+        )?;
+        let help = "The revision to which it compacted the store last";
+        let compacted = sweep.compacted.load(Ordering::Relaxed);
+        metric::gauge(&mut encoder, "store_compacted_revision", help, compacted)?;
+        let help = "The newest revision that it saw while it led";
+        metric::gauge(
+            &mut encoder,
+            "store_revision",
+            help,
+            sweep.newest.load(Ordering::Relaxed),
+        )?;
         let full = self.store_full.load(Ordering::Relaxed);
         metric::gauge(&mut encoder, "store_full", "1 while the store takes no more", full)?;
         let gauges = [

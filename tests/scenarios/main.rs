@@ -33,6 +33,7 @@ mod sequence;
 mod standalone;
 mod test_webhook;
 mod unwell;
+mod upgrade;
 mod watch_webhooks;
 
 use std::time::Duration;

@@ -88,20 +88,23 @@ async fn write(folder: &Path) {
     process.kill().await;
 }
 
-/// What is kept of a folder: the store, compressed, and the sealing key.
+/// What is kept of a folder: its files, each compressed.
 fn pack(data: &Path, to: &Path) {
-    let store = std::fs::read(data.join("store.redb")).unwrap();
     std::fs::create_dir_all(to).unwrap();
-    std::fs::write(to.join("store.redb.zst"), zstd::bulk::compress(&store, 19).unwrap()).unwrap();
-    std::fs::copy(data.join("secret.key"), to.join("secret.key")).unwrap();
+    for file in std::fs::read_dir(data).unwrap().map(Result::unwrap) {
+        let name = format!("{}.zst", file.file_name().display());
+        let content = std::fs::read(file.path()).unwrap();
+        std::fs::write(to.join(name), zstd::bulk::compress(&content, 19).unwrap()).unwrap();
+    }
 }
 
 fn unpack(from: &Path, data: &Path) {
-    let store = std::fs::read(from.join("store.redb.zst")).unwrap();
     std::fs::create_dir_all(data).unwrap();
-    let store = zstd::bulk::decompress(&store, 64 << 20).unwrap();
-    std::fs::write(data.join("store.redb"), store).unwrap();
-    std::fs::copy(from.join("secret.key"), data.join("secret.key")).unwrap();
+    for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let content = zstd::bulk::decompress(&std::fs::read(file.path()).unwrap(), 64 << 20).unwrap();
+        // Without `.zst`.
+        std::fs::write(data.join(file.path().file_stem().unwrap()), content).unwrap();
+    }
 }
 
 /// Serves what was packed, and asserts that it is all there and is delivered.

@@ -116,6 +116,8 @@ impl Collector for Metrics {
         for (name, help, gauge) in gauges {
             metric::gauge(&mut encoder, name, help, gauge.load(Ordering::Relaxed))?;
         }
-        Ok(())
+        let loaded = i64::try_from(shards.loaded_bytes()).unwrap_or(i64::MAX);
+        let help = "Bytes of deliveries in memory, of 64 MiB";
+        metric::gauge(&mut encoder, "deliveries_loaded_bytes", help, loaded)
     }
 }

@@ -25,7 +25,7 @@ use postrider_common::admin::Readiness;
 use postrider_common::entropy::SharedEntropy;
 use postrider_common::net::{SharedDialer, SharedResolver};
 use postrider_common::secret::Keyring;
-use postrider_common::store::SharedStore;
+use postrider_common::store::{SharedStore, room};
 use postrider_common::task;
 use postrider_common::time::SharedClock;
 use tokio_util::sync::CancellationToken;
@@ -125,6 +125,9 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
             sender,
         },
     );
+    let full = deps.metrics.store_full;
+    let room = room::watch(deps.store.clone(), deps.readiness.clone(), full, group.token().clone());
+    group.spawn("store room", room);
     let readiness = deps.readiness.clone();
     group.spawn("readiness", async move {
         catalog.synced().await;

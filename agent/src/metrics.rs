@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use postrider_common::metric;
+use postrider_common::store::room;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
@@ -17,6 +18,7 @@ use crate::shard::counters::{Counters, REASONS};
 pub struct Metrics {
     pub(crate) shards: Arc<Counters>,
     pub(crate) history: Arc<history::Counters>,
+    pub(crate) store_full: room::Full,
 }
 
 impl Metrics {
@@ -101,13 +103,21 @@ impl Collector for Metrics {
             "Attempts that a receiver did not take",
             failed,
         )?;
-        let gauges: [(&str, &str, &AtomicI64); 2] = [
+        let gauges: [(&str, &str, &AtomicI64); 4] = [
             ("attempts_in_flight", "Attempts under way", &shards.in_flight),
             ("shards_owned", "Shards being worked on", &shards.shards),
+            (
+                "ledger_unwritten",
+                "Deliveries that ended or moved and are not recorded yet; a shard with more than 2048 starts nothing",
+                &shards.unwritten,
+            ),
+            ("store_full", "1 while the store takes no more", &self.store_full),
         ];
         for (name, help, gauge) in gauges {
             metric::gauge(&mut encoder, name, help, gauge.load(Ordering::Relaxed))?;
         }
-        Ok(())
+        let loaded = i64::try_from(shards.loaded_bytes()).unwrap_or(i64::MAX);
+        let help = "Bytes of deliveries in memory, of 64 MiB";
+        metric::gauge(&mut encoder, "deliveries_loaded_bytes", help, loaded)
     }
 }

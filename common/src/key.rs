@@ -185,6 +185,11 @@ pub fn owner(shard: ShardId) -> Key {
     Key::new(format!("owners/{:04}", shard.0))
 }
 
+/// The queue segments of all shards.
+pub fn all_queues() -> Key {
+    Key::from_stored("queue/")
+}
+
 /// The queue segments of one shard.
 pub fn queue(shard: ShardId) -> Key {
     Key::new(format!("queue/{:04}/", shard.0))
@@ -203,6 +208,11 @@ pub fn all_progress() -> Key {
 /// How far the shard's owner got in segments that are not over.
 pub fn progress(shard: ShardId) -> Key {
     Key::new(format!("progress/{:04}", shard.0))
+}
+
+/// All parked segments.
+pub fn all_parked() -> Key {
+    Key::from_stored("parked/")
 }
 
 /// All parked segments of one shard.

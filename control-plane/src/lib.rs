@@ -5,11 +5,13 @@ mod api;
 mod catalog;
 mod cell;
 pub mod config;
+mod fullness;
 mod history;
 pub mod leader;
 mod metrics;
 pub mod placement;
 mod publish;
+pub mod recover;
 pub mod sweep;
 mod testing;
 mod usage;
@@ -24,7 +26,7 @@ use futures_util::{Stream, StreamExt as _};
 use postrider_common::admin::Readiness;
 use postrider_common::entropy::SharedEntropy;
 use postrider_common::secret::Keyring;
-use postrider_common::store::SharedStore;
+use postrider_common::store::{SharedStore, room};
 use postrider_common::time::SharedClock;
 use postrider_common::{egress, task};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -100,6 +102,8 @@ where
             control_plane: config.id.clone(),
             quota: config.store_quota,
             counters: deps.metrics.publish.clone(),
+            backlog: deps.metrics.backlog.clone(),
+            fullness: deps.metrics.fullness.clone(),
         },
     );
     let announcer = announce::Deps {
@@ -107,9 +111,13 @@ where
         clock: deps.clock.clone(),
         publisher: publisher.clone(),
     };
+    let full = deps.metrics.store_full.clone();
+    let room = room::watch(deps.store.clone(), deps.readiness.clone(), full, group.token().clone());
+    group.spawn("store room", room);
     lead(&group, &config, &deps, cell.shard_count, announcer);
     let (caught_up, types_caught_up, accounts_caught_up) = (catalog.clone(), catalog.clone(), catalog.clone());
-    let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe);
+    let edit = Edit::new(deps.store.clone(), deps.clock.clone(), deps.entropy.clone(), dedupe)
+        .mindful_of(deps.metrics.fullness.clone());
     let tests = Tests::spawn(
         &group,
         testing::Deps {
@@ -203,19 +211,19 @@ async fn cell(config: &Config, deps: &Deps) -> anyhow::Result<cell::Cell> {
 
 /// Campaigns; while leading, places shards, compacts and announces.
 fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::NonZeroU16, announcer: announce::Deps) {
-    let store = deps.store.clone();
+    let (store, counters) = (deps.store.clone(), deps.metrics.sweep.clone());
     leader::spawn(
         group,
         deps.store.clone(),
         config.id.clone(),
         config.lease_ttl,
         move |term, over| {
-            let (store, announcer) = (store.clone(), announcer.clone());
+            let (store, counters, announcer) = (store.clone(), counters.clone(), announcer.clone());
             Box::pin(async move {
                 // A term in which any of them has ended is given up.
                 tokio::select! {
                     () = placement::run(store.clone(), term, shards, over.clone()) => {}
-                    () = sweep::run(store, over.clone()) => {}
+                    () = sweep::run(store, counters, over.clone()) => {}
                     () = announce::run(announcer, over) => {}
                 }
             })

@@ -9,7 +9,7 @@ use postrider_common::entropy::{Entropy as _, SystemEntropy};
 use postrider_common::id::ControlPlaneId;
 use postrider_common::time::{Clock as _, SystemClock};
 use postrider_common::{config, shutdown, store, task};
-use postrider_control_plane::{Deps, Metrics};
+use postrider_control_plane::{Deps, Metrics, recover};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
@@ -24,10 +24,14 @@ fn main() -> ExitCode {
 }
 
 fn start() -> anyhow::Result<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == recover::COMMAND) {
+        return recover::main(arguments);
+    }
     let entropy = Arc::new(SystemEntropy::new().context("the operating system gives no random numbers")?);
     let id = format!("control-plane-{}", entropy.uuid(SystemClock.now()));
     let id = ControlPlaneId::new(&id).context("a name for this replica")?;
-    let about = "Answers gRPC: manages webhooks, accepts events";
+    let about = "Answers gRPC: manages webhooks, accepts events. `control-plane etcd-recover` brings an etcd back that has no space left";
     let own = postrider_control_plane::config::SETTINGS;
     let read = config::read_program("control-plane", about, own, |settings| {
         postrider_control_plane::config::read(settings, id)

@@ -5,16 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use postrider_common::metric;
+use postrider_common::store::room;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
-use crate::publish::Counters;
+use crate::fullness::Fullness;
+use crate::publish::{Backlog, Counters};
+use crate::sweep;
 
 /// What the control plane counts. Clones are the same counts.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     pub(crate) publish: Arc<Counters>,
+    pub(crate) backlog: Arc<Backlog>,
+    pub(crate) fullness: Arc<Fullness>,
+    pub(crate) store_full: room::Full,
+    pub(crate) sweep: Arc<sweep::Counters>,
 }
 
 impl Metrics {
@@ -79,6 +86,59 @@ impl Collector for Metrics {
         ];
         for (name, help, count) in counts {
             metric::counter(&mut encoder, name, help, count.load(Ordering::Relaxed))?;
+        }
+        let refused = [
+            ("BACKLOG_FULL", &publish.refused_backlog),
+            ("STORE_FULL", &publish.refused_store),
+            ("PUBLISH_QUEUE_FULL", &publish.refused_queue),
+        ];
+        let refused = refused.map(|(reason, count)| ([("reason", reason)], count.load(Ordering::Relaxed)));
+        metric::counters(
+            &mut encoder,
+            "publish_refused",
+            "Publish requests refused at a limit",
+            refused,
+        )?;
+        let (store, over) = (&self.fullness, self.backlog.accounts_over() as u64);
+        let sweep = &self.sweep;
+        metric::counter(
+            &mut encoder,
+            "store_compactions",
+            "Compactions that this process made while it led",
+            sweep.compactions.load(Ordering::Relaxed),
+        )?;
+        let help = "The revision to which it compacted the store last";
+        let compacted = sweep.compacted.load(Ordering::Relaxed);
+        metric::gauge(&mut encoder, "store_compacted_revision", help, compacted)?;
+        let help = "The newest revision that it saw while it led";
+        metric::gauge(
+            &mut encoder,
+            "store_revision",
+            help,
+            sweep.newest.load(Ordering::Relaxed),
+        )?;
+        let full = self.store_full.load(Ordering::Relaxed);
+        metric::gauge(&mut encoder, "store_full", "1 while the store takes no more", full)?;
+        let gauges = [
+            (
+                "store_bytes",
+                "Bytes of the store on disk",
+                store.size.load(Ordering::Relaxed),
+            ),
+            (
+                "store_in_use_bytes",
+                "Bytes of it that are in use: publishing stops at 70 % of the quota, creating at 85 %",
+                store.in_use.load(Ordering::Relaxed),
+            ),
+            (
+                "store_quota_bytes",
+                "Bytes the store may grow to; 0 if without limit",
+                store.quota.load(Ordering::Relaxed),
+            ),
+            ("accounts_backlog_full", "Accounts whose publishing is refused", over),
+        ];
+        for (name, help, value) in gauges {
+            metric::gauge(&mut encoder, name, help, i64::try_from(value).unwrap_or(i64::MAX))?;
         }
         Ok(())
     }

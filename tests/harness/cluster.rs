@@ -45,6 +45,7 @@ pub struct Cluster {
     pub agents: Vec<Process>,
     folder: TempDir,
     started: usize,
+    control_plane_arguments: Vec<String>,
     agent_arguments: Vec<String>,
     _turn: SemaphorePermit<'static>,
 }
@@ -72,20 +73,42 @@ impl Cluster {
 
     /// The same, with further arguments of every agent.
     pub async fn with(members: usize, control_planes: usize, agents: usize, agent_arguments: &[&str]) -> Self {
+        let turn = TURN.acquire().await.expect("turns are never closed");
+        let etcd = Etcd::start(members).await;
+        Self::on(etcd, control_planes, agents, &[], agent_arguments, turn).await
+    }
+
+    /// One etcd that may grow to so many bytes, which the control planes are told.
+    pub async fn with_quota(bytes: u64, control_planes: usize, agents: usize) -> Self {
+        let turn = TURN.acquire().await.expect("turns are never closed");
+        let bytes = bytes.to_string();
+        let etcd = Etcd::start_with(1, &[&format!("--quota-backend-bytes={bytes}")]).await;
+        Self::on(etcd, control_planes, agents, &["--store-quota", &bytes], &[], turn).await
+    }
+
+    async fn on(
+        etcd: Etcd,
+        control_planes: usize,
+        agents: usize,
+        control_plane_arguments: &[&str],
+        agent_arguments: &[&str],
+        turn: SemaphorePermit<'static>,
+    ) -> Self {
+        let owned = |arguments: &[&str]| arguments.iter().map(ToString::to_string).collect();
         let folder = tempfile::Builder::new()
             .prefix("postrider-cluster-")
             .tempdir()
             .expect("a folder can be made");
         let key = Keyring::generate(&SystemEntropy::new().expect("there is randomness"));
         std::fs::write(folder.path().join("key"), key.as_bytes()).expect("the key can be written");
-        let turn = TURN.acquire().await.expect("turns are never closed");
         let mut cluster = Self {
-            etcd: Etcd::start(members).await,
+            etcd,
             control_planes: Vec::new(),
             agents: Vec::new(),
             folder,
             started: 0,
-            agent_arguments: agent_arguments.iter().map(ToString::to_string).collect(),
+            control_plane_arguments: owned(control_plane_arguments),
+            agent_arguments: owned(agent_arguments),
             _turn: turn,
         };
         cluster.add_control_planes(control_planes).await;
@@ -106,7 +129,9 @@ impl Cluster {
     /// Starts a control plane with further arguments and waits until it serves.
     pub async fn add_control_plane_with(&mut self, arguments: &[&str]) {
         let own = ["--listen", "127.0.0.1:0"];
-        let mut process = self.run("control-plane", &[&own, arguments].concat());
+        let all = self.control_plane_arguments.clone();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let mut process = self.run("control-plane", &[&own, &all[..], arguments].concat());
         let addresses = process.listening(2).await;
         self.control_planes.push(ControlPlane {
             process,

@@ -18,6 +18,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Etcd {
     members: Vec<Member>,
     folder: TempDir,
+    flags: Vec<String>,
 }
 
 struct Member {
@@ -29,6 +30,11 @@ struct Member {
 impl Etcd {
     /// Starts `count` members and waits until each of them knows a leader.
     pub async fn start(count: usize) -> Self {
+        Self::start_with(count, &[]).await
+    }
+
+    /// The same, with further flags of every member.
+    pub async fn start_with(count: usize, flags: &[&str]) -> Self {
         let member = || Member {
             client: Reserved::new(),
             peer: Reserved::new(),
@@ -40,6 +46,7 @@ impl Etcd {
                 .prefix("postrider-etcd-")
                 .tempdir()
                 .expect("a folder can be made"),
+            flags: flags.iter().map(ToString::to_string).collect(),
         };
         for index in 0..count {
             etcd.run(index);
@@ -113,6 +120,7 @@ impl Etcd {
             ("--snapshot-count", "1000".to_owned()),
         ]
         .map(|(flag, value)| format!("{flag}={value}"));
+        let arguments = arguments.iter().chain(&self.flags);
         let process = Process::start(&program(), &name(index), arguments, self.folder.path());
         self.members[index].process = Some(process);
     }

@@ -53,6 +53,12 @@ struct PutResponse {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct DeleteRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct RangeRequest {
     #[prost(bytes = "vec", tag = "1")]
     key: Vec<u8>,
@@ -115,6 +121,17 @@ impl EtcdApi {
         let request = PutRequest { key: key.into(), value };
         let answer: PutResponse = self.call("/etcdserverpb.KV/Put", request).await?;
         Ok(answer.header.unwrap_or_default().revision)
+    }
+
+    /// Deletes one key.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn delete(&self, key: &str) -> Result<(), Status> {
+        let request = DeleteRequest { key: key.into() };
+        // What was deleted does not matter.
+        let _: PutResponse = self.call("/etcdserverpb.KV/DeleteRange", request).await?;
+        Ok(())
     }
 
     /// Everything in the store, and its revision.

@@ -1,7 +1,8 @@
-//! A plain HTTP/1.1 server on hyper: what receivers of tests and the sink of the load test stand on.
+//! Plain HTTP/1.1: a server on hyper, on which receivers of tests and the sink of the load test stand, and the least of a client.
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +13,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use postrider_common::task::Group;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// Serves `listener` with `answer` on tasks of `group`, until the group is shut down: then the port is closed, and connections are cut.
 pub fn serve<F>(group: &Group, listener: TcpListener, answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static)
@@ -44,4 +46,20 @@ where
         };
         stop.run_until_cancelled(accepting).await;
     });
+}
+
+/// What a program answers to GET `path`: the whole answer as text, its status line first.
+///
+/// # Panics
+/// If there is no answer.
+pub async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("the program listens");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .expect("the program takes requests");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("the program answers");
+    String::from_utf8_lossy(&answer).into_owned()
 }

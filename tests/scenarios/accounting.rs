@@ -13,7 +13,7 @@ use postrider_tests::wait;
 
 use crate::{ACCOUNT, FLOW, SOON};
 
-async fn usage(client: &Client) -> AccountUsage {
+pub(crate) async fn usage(client: &Client) -> AccountUsage {
     let request = GetAccountUsageRequest {
         name: format!("accounts/{ACCOUNT}"),
     };
@@ -26,7 +26,7 @@ fn dropped(counts: &DeliveryCounts) -> i64 {
 }
 
 /// accepted = delivered + waiting + dead + dropped, for every webhook and in all.
-fn assert_adds_up(usage: &AccountUsage) {
+pub(crate) fn assert_adds_up(usage: &AccountUsage) {
     let webhooks = usage.webhooks.iter().filter_map(|webhook| webhook.counts.as_ref());
     for counts in webhooks.chain(&usage.total).chain(&usage.deleted_webhooks) {
         let sum = counts.delivered + counts.waiting + counts.dead + dropped(counts);

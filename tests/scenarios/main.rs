@@ -22,6 +22,7 @@ mod handover;
 mod history;
 mod lifecycle;
 mod never_retry;
+mod nospace;
 mod operational_events;
 mod order;
 mod payload;
@@ -32,6 +33,7 @@ mod sequence;
 mod standalone;
 mod test_webhook;
 mod unwell;
+mod upgrade;
 mod watch_webhooks;
 
 use std::time::Duration;

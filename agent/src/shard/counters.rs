@@ -1,8 +1,9 @@
 //! What workers and the ledger count, for the metrics.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use super::budget::Budget;
 use crate::attempt::Reason;
 
 /// Every reason for which an attempt can fail, in the order in which they are counted.
@@ -68,6 +69,10 @@ pub struct Counters {
     pub in_flight: AtomicI64,
     /// Shards being worked on now.
     pub shards: AtomicI64,
+    /// The memory for loaded deliveries.
+    pub(super) budget: OnceLock<Arc<Budget>>,
+    /// Records that the ledger has not written yet.
+    pub unwritten: AtomicI64,
     /// Stored segments that could not be read.
     pub unreadable: AtomicU64,
     /// Transactions that the ledger committed.
@@ -77,6 +82,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Bytes of deliveries in memory.
+    pub fn loaded_bytes(&self) -> usize {
+        self.budget.get().map_or(0, |budget| budget.used())
+    }
+
     /// Adds what happened in a worker.
     pub fn add(&self, tally: &Tally) {
         let add = |counter: &AtomicU64, count: u64| {

@@ -116,13 +116,16 @@ impl Shards {
             deps.history.clone(),
             limits.history,
         );
+        let budget = Arc::new(Budget::new(limits.bytes));
+        // Another one was set only where two agents share their counts.
+        let _ = counters.budget.set(budget.clone());
         Self {
             history,
             deps,
             limits,
             group: group.clone(),
             ledger,
-            budget: Arc::new(Budget::new(limits.bytes)),
+            budget,
             attempts: Arc::new(Semaphore::new(limits.attempts)),
             counters,
         }
@@ -135,7 +138,7 @@ impl Shards {
 
     /// Bytes of deliveries in memory.
     pub fn loaded_bytes(&self) -> usize {
-        self.budget.used()
+        self.counters.loaded_bytes()
     }
 }
 

@@ -404,6 +404,7 @@ impl Store for MemoryStore {
             size,
             in_use: size,
             quota: None,
+            full: false,
         })
     }
 }

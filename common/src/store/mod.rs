@@ -18,6 +18,7 @@ pub mod link;
 pub mod memory;
 pub mod mirror;
 pub mod once;
+pub mod room;
 pub mod url;
 
 use std::fmt;
@@ -239,6 +240,8 @@ pub struct Usage {
     pub in_use: u64,
     /// Bytes it may grow to, if it says so.
     pub quota: Option<u64>,
+    /// It takes no more: writes that put something are refused as [`NotApplied::Full`].
+    pub full: bool,
 }
 
 /// Why a read failed. Reads may always be repeated.

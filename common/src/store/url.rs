@@ -24,6 +24,9 @@ pub enum OpenUrlError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A store file, where only etcd will do.
+    #[error("this is for etcd, not for a store file")]
+    NotEtcd,
     /// `file:` without a directory.
     #[error("file: needs a directory, as in file:/var/lib/postrider")]
     NoDirectory,
@@ -62,6 +65,17 @@ pub async fn open(url: &str, prefix: &str) -> Result<SharedStore, OpenUrlError> 
 /// As [`open`], as far as the text is to blame.
 pub fn check(url: &str) -> Result<(), OpenUrlError> {
     parse(url).map(drop)
+}
+
+/// The members of the etcd that `url` names.
+///
+/// # Errors
+/// As [`open`]; [`OpenUrlError::NotEtcd`] if it names a store file.
+pub fn etcd_endpoints(url: &str) -> Result<Vec<String>, OpenUrlError> {
+    match parse(url)? {
+        Target::Etcd(endpoints) => Ok(endpoints),
+        Target::File(_) => Err(OpenUrlError::NotEtcd),
+    }
 }
 
 fn parse(url: &str) -> Result<Target, OpenUrlError> {

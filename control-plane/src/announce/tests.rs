@@ -61,6 +61,8 @@ impl Leader {
                 control_plane: ControlPlaneId::new("cp").unwrap(),
                 quota: None,
                 counters: Arc::default(),
+                backlog: Arc::default(),
+                fullness: Arc::default(),
             },
         );
         let over = CancellationToken::new();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Key};
-use postrider_common::model::account::UnknownEventTypes;
+use postrider_common::model::account::{Account, DEFAULT_MAX_BACKLOG_BYTES, UnknownEventTypes};
 use postrider_common::model::webhook::Webhook;
 use postrider_common::shard;
 use postrider_common::store::mirror::{self, Update};
@@ -40,7 +40,7 @@ pub(crate) struct Catalog {
     types: Arc<ArcSwap<Types>>,
     types_feed: mirror::Handle,
     /// Accounts that refuse events of unknown types: few, so the set is small however many accounts there are.
-    refusing: Arc<ArcSwap<HashSet<AccountId>>>,
+    rules: Arc<ArcSwap<Rules>>,
     accounts_feed: mirror::Handle,
 }
 
@@ -55,8 +55,8 @@ impl Catalog {
         let applied = types.clone();
         let apply = move |update| apply_types(&applied, update);
         let types_feed = mirror::spawn(group, "event types", store.clone(), key::event_types(), false, apply);
-        let refusing: Arc<ArcSwap<HashSet<AccountId>>> = Arc::default();
-        let applied = refusing.clone();
+        let rules: Arc<ArcSwap<Rules>> = Arc::default();
+        let applied = rules.clone();
         let apply = move |update| apply_accounts(&applied, update);
         let accounts_feed = mirror::spawn(group, "accounts", store, key::accounts(), false, apply);
         Self {
@@ -64,7 +64,7 @@ impl Catalog {
             feed,
             types,
             types_feed,
-            refusing,
+            rules,
             accounts_feed,
         }
     }
@@ -87,11 +87,28 @@ impl Catalog {
 
     /// What the account does with events of types that the catalogue does not hold, as of now.
     pub(crate) fn unknown_event_types(&self, account: &AccountId) -> UnknownEventTypes {
-        if self.refusing.load().contains(account) {
+        if self.rules.load().refusing.contains(account) {
             UnknownEventTypes::Refuse
         } else {
             UnknownEventTypes::Accept
         }
+    }
+
+    /// How many bytes may wait for an account in the store.
+    pub(crate) fn backlog_quota(&self, account: &AccountId) -> u64 {
+        let rules = self.rules.load();
+        rules
+            .backlogs
+            .get(account)
+            .copied()
+            .unwrap_or(DEFAULT_MAX_BACKLOG_BYTES)
+    }
+
+    /// The least that any account may have waiting.
+    pub(crate) fn least_backlog_quota(&self) -> u64 {
+        let rules = self.rules.load();
+        let least = rules.backlogs.values().copied().min();
+        least.map_or(DEFAULT_MAX_BACKLOG_BYTES, |least| least.min(DEFAULT_MAX_BACKLOG_BYTES))
     }
 
     /// Waits until a change of accounts is seen; false if the feed ended before. The caller sets the deadline.
@@ -115,6 +132,31 @@ impl Catalog {
         self.feed.synced().await;
         self.types_feed.synced().await;
         self.accounts_feed.synced().await;
+    }
+}
+
+/// What publishing must know of the accounts that have other than the defaults.
+#[derive(Debug, Clone, Default)]
+struct Rules {
+    /// Events of types that are not in the catalogue are refused.
+    refusing: HashSet<AccountId>,
+    /// How many bytes may wait in the store.
+    backlogs: HashMap<AccountId, u64>,
+}
+
+impl Rules {
+    fn forget(&mut self, account: &AccountId) {
+        self.refusing.remove(account);
+        self.backlogs.remove(account);
+    }
+
+    fn add(&mut self, account: Account) {
+        if let Some(most) = account.max_backlog_bytes {
+            self.backlogs.insert(account.id.clone(), most);
+        }
+        if account.unknown_event_types == UnknownEventTypes::Refuse {
+            self.refusing.insert(account.id);
+        }
     }
 }
 
@@ -230,31 +272,25 @@ fn apply_types(types: &ArcSwap<Types>, update: Update) {
 }
 
 /// Only the feed's own task writes, so nothing can come between the load and the store.
-fn apply_accounts(refusing: &ArcSwap<HashSet<AccountId>>, update: Update) {
-    let refuses = |account: &AccountId, entry: &Entry| match stored::decode_account(
-        account.clone(),
-        entry.value.clone(),
-    ) {
-        Ok(account) => account.unknown_event_types == UnknownEventTypes::Refuse,
-        Err(error) => {
-            tracing::error!(key = %entry.key, %error, "a stored account cannot be read: it counts as one with the defaults");
-            false
-        }
+fn apply_accounts(rules: &ArcSwap<Rules>, update: Update) {
+    let (mut next, changes) = match update {
+        Update::Reset(entries, _) => (Rules::default(), entries.into_iter().map(Change::Put).collect()),
+        Update::Changes(changes) => (Rules::clone(&rules.load()), changes.changes),
     };
-    let (mut set, entries) = match update {
-        Update::Reset(entries, _) => (HashSet::new(), entries.into_iter().map(Change::Put).collect()),
-        Update::Changes(changes) => (HashSet::clone(&refusing.load()), changes.changes),
-    };
-    for change in entries {
-        let Some(account) = key::parse_account(change.key()) else {
+    for change in changes {
+        let Some(id) = key::parse_account(change.key()) else {
             continue;
         };
-        match change {
-            Change::Put(entry) if refuses(&account, &entry) => set.insert(account),
-            Change::Put(_) | Change::Delete(_) => set.remove(&account),
-        };
+        next.forget(&id);
+        let Change::Put(entry) = change else { continue };
+        match stored::decode_account(id, entry.value) {
+            Ok(account) => next.add(account),
+            Err(error) => {
+                tracing::error!(key = %entry.key, %error, "a stored account cannot be read: it counts as one with the defaults");
+            }
+        }
     }
-    refusing.store(Arc::new(set));
+    rules.store(Arc::new(next));
 }
 
 /// A webhook that this release cannot read is left out: no event can be matched against what is not understood.

@@ -12,6 +12,7 @@
 //! A request id is not looked up first: its key is guarded `absent` in the transaction, and read only if that guard does not hold.
 
 mod admission;
+mod backlog;
 mod batch;
 mod fanout;
 mod idempotency;
@@ -20,7 +21,6 @@ mod judge;
 mod operational;
 mod queue;
 mod screen;
-mod usage;
 mod writer;
 
 use std::sync::Arc;
@@ -38,7 +38,9 @@ use tokio_util::sync::CancellationToken;
 use crate::api::status::{Error, Violations};
 use crate::catalog::Catalog;
 use crate::catalog::dedupe::DedupeLease;
+use crate::fullness::{self, Fullness};
 pub(crate) use admission::{Request, lone, traceparent};
+pub(crate) use backlog::Backlog;
 pub(crate) use batch::Answer;
 pub(crate) use queue::{Outcome, Published};
 pub(crate) use writer::Counters;
@@ -47,7 +49,6 @@ use admission::Admitted;
 use batch::Work;
 use fanout::Fanout;
 use queue::Queue;
-use usage::Fullness;
 
 /// How long a request waits for the catalog's first listing after a start.
 const CATALOG_DEADLINE: Duration = Duration::from_secs(5);
@@ -70,6 +71,10 @@ pub(crate) struct Deps {
     pub(crate) quota: Option<u64>,
     /// What it counts.
     pub(crate) counters: Arc<Counters>,
+    /// Whose backlog is full: kept up to date by the publisher.
+    pub(crate) backlog: Arc<Backlog>,
+    /// How full the store is: kept up to date by the publisher.
+    pub(crate) fullness: Arc<Fullness>,
 }
 
 /// Takes requests in. Clones are of the same writer.
@@ -80,6 +85,7 @@ pub(crate) struct Publisher {
     entropy: SharedEntropy,
     queue: Arc<Queue>,
     counters: Arc<Counters>,
+    backlog: Arc<Backlog>,
     fullness: Arc<Fullness>,
     stop: CancellationToken,
 }
@@ -100,15 +106,19 @@ impl Publisher {
             };
             group.spawn("publish lane", writer.run(group.token().clone()));
         }
-        let fullness = Arc::new(Fullness::default());
-        let watch = usage::watch(deps.store, deps.quota, fullness.clone(), group.token().clone());
+        let (backlog, fullness) = (deps.backlog, deps.fullness);
+        let stop = group.token();
+        let watch = fullness::watch(deps.store.clone(), deps.quota, fullness.clone(), stop.clone());
         group.spawn("store usage", watch);
+        let watch = backlog::watch(deps.store, deps.catalog.clone(), backlog.clone(), stop.clone());
+        group.spawn("backlogs", watch);
         Self {
             catalog: deps.catalog,
             clock: deps.clock,
             entropy: deps.entropy,
             queue,
             counters,
+            backlog,
             fullness,
             stop: group.token().clone(),
         }
@@ -136,6 +146,13 @@ impl Publisher {
             return Err(Error::Stopping);
         }
         let checked = self.check(request)?;
+        if !checked.fanout.parts.is_empty() {
+            let account = &checked.admitted.account;
+            let quota = || self.catalog.backlog_quota(account);
+            self.backlog
+                .check(account, quota)
+                .inspect_err(|_| Counters::count(&self.counters.refused_backlog, 1))?;
+        }
         self.enqueue(checked)
     }
 
@@ -146,6 +163,7 @@ impl Publisher {
             strangers,
         } = checked;
         if self.fullness.is_full() {
+            Counters::count(&self.counters.refused_store, 1);
             return Err(Error::StoreFull);
         }
         Counters::count(&self.counters.filter_errors, fanout.filter_errors);
@@ -164,7 +182,8 @@ impl Publisher {
             dedupe,
             answer,
         };
-        let outcome = self.queue.submit(work)?;
+        let outcome = self.queue.submit(work);
+        let outcome = outcome.inspect_err(|_| Counters::count(&self.counters.refused_queue, 1))?;
         Counters::count(&self.counters.unknown_type_events, strangers);
         Ok(Pending(State::Waiting(outcome, self.counters.clone())))
     }

@@ -51,6 +51,8 @@ impl Bench {
             control_plane: ControlPlaneId::new("cp").unwrap(),
             quota: Some(64 << 20),
             counters: Arc::default(),
+            backlog: Arc::default(),
+            fullness: Arc::default(),
         };
         let publisher = Publisher::spawn(&group, deps);
         publisher.ready().await.unwrap();

@@ -55,6 +55,12 @@ pub(crate) struct Counters {
     pub(crate) duplicates: AtomicU64,
     /// Transactions whose outcome could not be learned.
     pub(crate) unknown: AtomicU64,
+    /// Requests refused because too much of their account waits.
+    pub(crate) refused_backlog: AtomicU64,
+    /// Requests refused because the store is nearly full.
+    pub(crate) refused_store: AtomicU64,
+    /// Requests refused because too much stands in line to be stored, or because the line is closed.
+    pub(crate) refused_queue: AtomicU64,
 }
 
 impl Counters {

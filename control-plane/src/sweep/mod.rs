@@ -4,6 +4,8 @@
 //! tenfold. Watches and paged listings need only the last seconds.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use postrider_common::key;
@@ -17,19 +19,38 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// How much history is kept: a watch that was interrupted is resumed within a second or two, a long listing takes less.
 const KEPT: Duration = Duration::from_secs(5);
 
-/// Compacts until `over` is cancelled.
-pub async fn run(store: SharedStore, over: CancellationToken) {
-    over.run_until_cancelled(sweep(&*store)).await;
+/// What the leader did about the store's history.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Compactions.
+    pub compactions: AtomicU64,
+    /// The revision of the last one: what is older is forgotten. 0 in a process that did not lead yet.
+    pub compacted: AtomicI64,
+    /// The newest revision that was seen.
+    pub newest: AtomicI64,
 }
 
-async fn sweep(store: &dyn Store) {
+/// Compacts until `over` is cancelled.
+pub async fn run(store: SharedStore, counters: Arc<Counters>, over: CancellationToken) {
+    over.run_until_cancelled(sweep(&*store, &counters)).await;
+}
+
+async fn sweep(store: &dyn Store, counters: &Counters) {
     let mut history = History::default();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match turn(store, &mut history).await {
-            Ok(Some(revision)) => tracing::trace!(%revision, "compacted"),
+        let turn = turn(store, &mut history).await;
+        if let Some((_, newest)) = history.seen.back() {
+            counters.newest.store(newest.0, Ordering::Relaxed);
+        }
+        match turn {
+            Ok(Some(revision)) => {
+                counters.compactions.fetch_add(1, Ordering::Relaxed);
+                counters.compacted.store(revision.0, Ordering::Relaxed);
+                tracing::trace!(%revision, "compacted");
+            }
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, "not compacted"),
         }
@@ -69,8 +90,6 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use postrider_common::store::memory::MemoryStore;
     use postrider_common::store::{ListRequest, Op, Write};
 
@@ -103,8 +122,9 @@ mod tests {
         let store = MemoryStore::default();
         let over = CancellationToken::new();
         let group = postrider_common::task::Group::default();
+        let counters = Arc::new(Counters::default());
         let first = put(&store).await;
-        group.spawn("sweep", run(Arc::new(store.clone()), over.clone()));
+        group.spawn("sweep", run(Arc::new(store.clone()), counters.clone(), over.clone()));
         tokio::time::sleep(Duration::from_millis(100)).await;
         let second = put(&store).await;
         tokio::time::sleep(KEPT - Duration::from_millis(100)).await;
@@ -112,6 +132,9 @@ mod tests {
         tokio::time::sleep(KEPT).await;
         assert!(!is_kept(&store, first).await);
         assert!(is_kept(&store, second).await);
+        assert_eq!(counters.compacted.load(Ordering::Relaxed), second.0);
+        assert_eq!(counters.newest.load(Ordering::Relaxed), second.0);
+        assert!(counters.compactions.load(Ordering::Relaxed) >= 1);
         over.cancel();
         group.shut_down(KEPT).await;
     }

@@ -102,7 +102,9 @@ impl Writer {
                 self.collect();
             }
             next = Instant::now() + PACE;
-            if self.write_once().await {
+            let wrote = self.write_once().await;
+            self.count_unwritten();
+            if wrote {
                 continue;
             }
             if stop.is_cancelled() && self.shared.open.load(Ordering::SeqCst) == 0 {
@@ -113,6 +115,12 @@ impl Writer {
                 () = stop.cancelled(), if !stop.is_cancelled() => {}
             }
         }
+    }
+
+    fn count_unwritten(&self) {
+        let pending: usize = self.sheets.values().map(|sheet| sheet.book.pending()).sum();
+        let pending = i64::try_from(pending).unwrap_or(i64::MAX);
+        self.counters.unwritten.store(pending, Ordering::Relaxed);
     }
 
     /// Takes over what workers recorded.

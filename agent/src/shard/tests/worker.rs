@@ -885,3 +885,37 @@ async fn ten_thousand_deliveries_through_eight_shards_take_few_transactions() {
         running.release().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_of_a_later_version_is_left_as_it_is_for_an_agent_that_can_read_it() {
+    let mut world = World::new();
+    let at_least = world.put_webhook(&webhook("a")).await;
+    world.publish_some(SHARD, "later", 3, &["a"], at_least).await;
+    let key = Key::from_stored(&world.keys(&key::queue(SHARD)).await[0]);
+    let readable = world.store.get(&key).await.unwrap().0.unwrap().value;
+    let mut packed: pb::Packed = stored::decode(readable.clone()).unwrap();
+    packed.version += 1;
+    let later = stored::encode(&packed);
+    world.put(key.clone(), later.clone()).await;
+    let first = world.agent(1).await;
+    let running = first.take(&world, SHARD).await;
+    world.publish_some(SHARD, "now", 3, &["a"], at_least).await;
+    world
+        .eventually("what can be read to be delivered and over", async || {
+            world.keys(&key::queue(SHARD)).await.len() == 1
+        })
+        .await;
+    assert_eq!(world.receiver.received().len(), 3);
+    running.release().await;
+    let kept = world.store.get(&key).await.unwrap().0.unwrap().value;
+    assert_eq!(kept, later);
+    // As if the next agent were of the later release.
+    world.put(key, readable).await;
+    let second = world.agent(2).await;
+    let running = second.take(&world, SHARD).await;
+    world.done(SHARD).await;
+    let received = world.receiver.received();
+    assert_eq!(received.len(), 6);
+    assert!(received.values().all(|times| *times == 1));
+    running.release().await;
+}

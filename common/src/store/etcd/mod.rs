@@ -6,6 +6,7 @@
 
 mod classify;
 mod member;
+pub mod recover;
 mod watch;
 
 use std::sync::Arc;
@@ -322,6 +323,7 @@ impl Store for EtcdStore {
         Ok(Usage {
             size: bytes(status.db_size()),
             in_use: bytes(status.raft_used_db_size()),
+            full: status.errors().iter().any(|error| error.contains("NOSPACE")),
             // Known since etcd 3.6.
             quota: Some(bytes(status.db_size_quota())).filter(|quota| *quota > 0),
         })

@@ -9,6 +9,7 @@ use proptest::test_runner::TestRunner;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::recover::{Mode, RecoverError, recover};
 use super::*;
 use crate::store::conformance::{self, model};
 use crate::store::{Change, NotApplied, SharedStore};
@@ -390,4 +391,57 @@ async fn a_server_without_space_refuses_what_needs_space_and_does_the_rest() {
     };
     let revision = store.write(delete).await.unwrap();
     store.compact(revision).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_without_space_is_brought_back_and_a_dry_run_changes_nothing() {
+    let cluster = Cluster::start(3, &["--quota-backend-bytes", "16777216"]).await;
+    let store = cluster.store("/recover/").await;
+    let mut filled = 0;
+    while store
+        .write(put(&format!("a/{filled}"), vec![7; 1_000_000]))
+        .await
+        .is_ok()
+    {
+        filled += 1;
+    }
+    let full = store.usage().await.unwrap();
+    assert!(full.full);
+    for number in 0..filled {
+        let delete = Write {
+            guards: Vec::new(),
+            ops: vec![Op::delete(key(&format!("a/{number}")))],
+        };
+        store.write(delete).await.unwrap();
+    }
+    let endpoints: Vec<String> = cluster.servers.iter().map(|server| server.client.clone()).collect();
+    let said = std::cell::RefCell::new(Vec::new());
+    let say = |line| said.borrow_mut().push(line);
+    recover(&endpoints, Mode::DryRun, say).await.unwrap();
+    assert_eq!(
+        said.take()
+            .iter()
+            .filter(|line| line.starts_with("would defragment"))
+            .count(),
+        3
+    );
+    assert_eq!(
+        store.write(put("b/1", "v")).await,
+        Err(WriteError::NotApplied(NotApplied::Full))
+    );
+    let partly = recover(&endpoints[..2], Mode::Apply, |_| ()).await;
+    assert!(matches!(partly, Err(RecoverError::Unlisted(_))), "{partly:?}");
+    recover(&endpoints, Mode::Apply, say).await.unwrap();
+    let said = said.take();
+    assert_eq!(
+        said.iter().filter(|line| line.starts_with("defragment")).count(),
+        3,
+        "{said:?}"
+    );
+    store.write(put("b/1", "v")).await.unwrap();
+    let after = store.usage().await.unwrap();
+    assert!(!after.full && after.size < full.size / 4, "{after:?}");
+    // Where nothing is wrong it does no harm.
+    recover(&endpoints, Mode::Apply, |_| ()).await.unwrap();
+    assert!(store.get(&key("b/1")).await.unwrap().0.is_some());
 }

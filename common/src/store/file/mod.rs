@@ -276,6 +276,7 @@ impl Store for FileStore {
             size,
             in_use: snapshot.bytes,
             quota: None,
+            full: false,
         })
     }
 }

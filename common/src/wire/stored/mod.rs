@@ -4,6 +4,8 @@
 
 mod auth;
 mod command;
+#[cfg(test)]
+mod golden_tests;
 mod history;
 mod progress;
 mod testing;

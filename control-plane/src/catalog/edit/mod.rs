@@ -23,6 +23,7 @@ pub(crate) use resource::Resource;
 use super::dedupe::DedupeLease;
 use super::etag::Etag;
 use crate::api::status::Error;
+use crate::fullness::Fullness;
 
 /// How often a change is decided: each further time means that somebody else's change went first.
 const TRIES: u32 = 10;
@@ -98,6 +99,7 @@ pub(crate) struct Edit {
     clock: SharedClock,
     entropy: SharedEntropy,
     dedupe: Arc<DedupeLease>,
+    fullness: Arc<Fullness>,
 }
 
 impl Edit {
@@ -113,7 +115,14 @@ impl Edit {
             clock,
             entropy,
             dedupe,
+            fullness: Arc::default(),
         }
+    }
+
+    /// Creates nothing while the store is quite full.
+    #[must_use]
+    pub(crate) fn mindful_of(self, fullness: Arc<Fullness>) -> Self {
+        Self { fullness, ..self }
     }
 
     /// The present moment.
@@ -177,6 +186,9 @@ impl Edit {
                     name: R::name(id),
                     reason: "RESOURCE_EXISTS",
                 });
+            }
+            if self.fullness.is_quite_full() {
+                return Err(Error::StoreFull);
             }
             let mut write = decide(&entries)?;
             if apply == Apply::CheckOnly {

@@ -401,3 +401,28 @@ async fn event_types_are_created_once_and_deleted() {
         Err(Error::NotFound { .. })
     ));
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_created_in_a_store_that_is_85_percent_full() {
+    let store = MemoryStore::default();
+    let fullness = Arc::new(Fullness::default());
+    let edit = replica(&store, 1).mindful_of(fullness.clone());
+    let in_use = |in_use| Usage {
+        size: 100,
+        in_use,
+        quota: Some(100),
+        full: false,
+    };
+    fullness.note(&in_use(85), Some(100));
+    let created = create(&edit, "first", None).await;
+    assert!(created.is_ok(), "{created:?}");
+    fullness.note(&in_use(86), Some(100));
+    let refused = create(&edit, "second", None).await;
+    assert_eq!(refused.map(drop), Err(Error::StoreFull));
+    let refused = edit
+        .create_webhook(webhook(&edit, "second"), None, Apply::CheckOnly)
+        .await;
+    assert_eq!(refused.map(drop), Err(Error::StoreFull));
+    fullness.note(&in_use(10), Some(100));
+    assert!(create(&edit, "second", None).await.is_ok());
+}

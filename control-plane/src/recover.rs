@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use postrider_common::config::{self, Exit, Setting, Settings};
+use postrider_common::config::{Exit, Setting, Settings};
 use postrider_common::store::etcd::recover::{Mode, recover};
 use postrider_common::store::url;
 
@@ -12,7 +12,12 @@ use postrider_common::store::url;
 pub const COMMAND: &str = "etcd-recover";
 
 const SETTINGS: &[Setting] = &[
-    config::STORE_URL,
+    Setting::new(
+        "store",
+        "URL",
+        "etcd://127.0.0.1:2379",
+        "All members: etcd://HOST:PORT,HOST:PORT…",
+    ),
     Setting::switch("dry-run", "Only say what would be done"),
 ];
 

@@ -16,7 +16,7 @@ use clap::{Arg, ArgAction, Command};
 
 mod program;
 
-pub use self::program::{COMMON, STORE, STORE_URL, Shared, egress, lease_ttl, read_program, start_logging};
+pub use self::program::{COMMON, STORE, Shared, egress, lease_ttl, read_program, start_logging};
 
 /// Exit code for mistakes in the settings: `EX_USAGE` of sysexits.h.
 pub const EXIT_USAGE: u8 = 64;
@@ -361,10 +361,13 @@ fn parser(command: &'static str, about: &'static str, settings: &[Setting]) -> C
             })
         });
     }
-    parser.after_help(
+    // A command that takes no file should not speak of one.
+    parser.after_help(if settings.iter().any(|setting| setting.name == CONFIG) {
         "Every setting is also an environment variable (--lease-ttl is POSTRIDER_LEASE_TTL) and a key of the TOML file that \
-         --config names (lease-ttl = \"5s\"); a flag goes before the variable, the variable before the file.",
-    )
+         --config names (lease-ttl = \"5s\"); a flag goes before the variable, the variable before the file."
+    } else {
+        "Every setting is also an environment variable (--dry-run is POSTRIDER_DRY_RUN); a flag goes before the variable."
+    })
 }
 
 fn from_flag(flags: &clap::ArgMatches, setting: &Setting) -> Option<Vec<Value>> {

@@ -40,17 +40,14 @@ pub const COMMON: &[Setting] = &[
     ),
 ];
 
-/// Where the store is.
-pub const STORE_URL: Setting = Setting::new(
-    "store",
-    "URL",
-    "etcd://127.0.0.1:2379",
-    "The store: etcd://HOST:PORT,HOST:PORT… or file:DIR",
-);
-
 /// Settings of programs that share a store.
 pub const STORE: &[Setting] = &[
-    STORE_URL,
+    Setting::new(
+        "store",
+        "URL",
+        "etcd://127.0.0.1:2379",
+        "The store: etcd://HOST:PORT,HOST:PORT… or file:DIR",
+    ),
     Setting::new(
         "prefix",
         "KEY_PREFIX",

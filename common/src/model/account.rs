@@ -63,11 +63,6 @@ impl Account {
         }
     }
 
-    /// How many bytes may wait for it in the store.
-    pub fn backlog_quota(&self) -> u64 {
-        self.max_backlog_bytes.unwrap_or(DEFAULT_MAX_BACKLOG_BYTES)
-    }
-
     /// How many webhooks it may have.
     pub fn webhook_quota(&self) -> u32 {
         self.max_webhooks.unwrap_or(DEFAULT_MAX_WEBHOOKS)

@@ -39,7 +39,7 @@ pub(crate) struct Catalog {
     feed: mirror::Handle,
     types: Arc<ArcSwap<Types>>,
     types_feed: mirror::Handle,
-    /// Accounts that refuse events of unknown types: few, so the set is small however many accounts there are.
+    /// Of accounts that have other than the defaults: few, so this is small however many accounts there are.
     rules: Arc<ArcSwap<Rules>>,
     accounts_feed: mirror::Handle,
 }

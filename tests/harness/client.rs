@@ -22,6 +22,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use crate::wait;
+
 /// How long one call may take; control planes give up on the store before.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -317,7 +319,7 @@ impl Publisher {
                     Err(status) if may_be_sent_again(&status) => {
                         tries += 1;
                         // A control plane that is gone refuses at once; do not spin while its successor starts.
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        wait::between_looks().await;
                     }
                     Err(status) => panic!("request {number} was refused: {status:?}"),
                 }

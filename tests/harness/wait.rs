@@ -7,6 +7,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// How often a condition that cannot announce itself is looked at: often enough not to slow a test down, rarely enough to cost nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// The time between two looks, for a loop with a deadline of its own that must be `Send`, which [`until`] is not.
+pub async fn between_looks() {
+    sleep(LOOK_EVERY).await;
+}
+
 /// Looks until `probe` gives a value, and returns it.
 ///
 /// # Panics
@@ -18,7 +23,7 @@ pub async fn until<T>(what: &str, deadline: Duration, mut probe: impl AsyncFnMut
             if let Some(value) = probe().await {
                 return value;
             }
-            sleep(LOOK_EVERY).await;
+            between_looks().await;
         }
     };
     match timeout_at(end, looking).await {

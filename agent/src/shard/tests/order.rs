@@ -26,8 +26,8 @@ use crate::shard::order::Overrule;
 use crate::shard::state::{AttemptId, Start, State};
 use postrider_common::model::bits::Bits;
 
-mod store;
 mod blocked;
+mod store;
 
 const SHARD: ShardId = ShardId(3);
 

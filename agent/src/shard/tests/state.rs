@@ -27,8 +27,8 @@ use crate::shard::ledger::counts::Counts;
 use crate::shard::state::{AttemptId, NOT_MADE_PAUSE, Start, State};
 use postrider_common::model::bits::Bits;
 
-mod lanes;
 mod checks;
+mod lanes;
 
 const SHARD: ShardId = ShardId(3);
 const HOOKS: [&str; 3] = ["a", "b", "c"];

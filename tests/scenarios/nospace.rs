@@ -36,18 +36,31 @@ fn is_full(status: &Status) -> bool {
     said
 }
 
-/// Puts keys of others into etcd until `percent` of the quota is in use. Returns how many there are now.
-async fn fill(cluster: &Cluster, percent: u64, mut filled: usize) -> usize {
+/// Bytes of one key of others.
+const FILLER: i64 = 100_000;
+
+/// Puts keys of others into etcd until `percent` of the quota is in use, and hardly more. Returns how many there are now.
+async fn fill(cluster: &Cluster, percent: u64, mut filled: i64) -> i64 {
     let client = cluster.etcd.client(0);
     let wanted = i64::try_from(QUOTA / 100 * percent).unwrap();
-    while client.database_bytes_in_use().await.unwrap().unwrap() < wanted {
-        client
-            .put(&format!("filler/{filled}"), Bytes::from(vec![7; 100_000]))
-            .await
-            .expect("there is no alarm yet");
-        filled += 1;
+    loop {
+        // etcd counts what it has written to its file, which it does every 100 ms: before the last fillers are counted nothing can be said.
+        let in_use = wait::until("etcd to count what was put", SOON, async || {
+            let in_use = client.database_bytes_in_use().await.unwrap().unwrap();
+            (in_use >= filled * FILLER).then_some(in_use)
+        })
+        .await;
+        if in_use >= wanted {
+            return filled;
+        }
+        for _ in 0..=(wanted - in_use) / (FILLER * 11 / 10) {
+            client
+                .put(&format!("filler/{filled}"), Bytes::from(vec![7; 100_000]))
+                .await
+                .expect("there is no alarm yet");
+            filled += 1;
+        }
     }
-    filled
 }
 
 async fn publish_is_refused(client: &Client) {

@@ -45,6 +45,11 @@ impl Client {
         Self(endpoint.connect_lazy())
     }
 
+    /// A client over a channel of the caller's making.
+    pub const fn over(channel: Channel) -> Self {
+        Self(channel)
+    }
+
     /// Webhooks.
     pub fn webhooks(&self) -> WebhookServiceClient<Channel> {
         WebhookServiceClient::new(self.0.clone())
@@ -341,7 +346,7 @@ impl Publisher {
 
 /// Whether an error says that the control plane or the store was away. A connection that broke, or was ended, under a request is reported by the client
 /// itself under several codes (INTERNAL for a GOAWAY that crossed the request): no server sent that status.
-fn may_be_sent_again(status: &Status) -> bool {
+pub fn may_be_sent_again(status: &Status) -> bool {
     let made_here = std::error::Error::source(status).is_some_and(|source| source.is::<tonic::transport::Error>());
     made_here
         || matches!(

@@ -1,4 +1,4 @@
-//! The store in memory, for tests and simulations: many versions of every key, leases on tokio's clock, faults on demand.
+//! The store in memory, for tests and simulations: many versions of every key, leases on tokio's clock or another, faults on demand.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,9 +40,13 @@ pub enum Fault {
 /// Decides, for each write, whether a fault strikes.
 pub type Faults = Box<dyn FnMut(&Write) -> Option<Fault> + Send>;
 
+/// Tells how much time has passed since some moment; never goes back.
+pub type Elapsed = Box<dyn Fn() -> Duration + Send + Sync>;
+
 struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<Revision>,
+    elapsed: Elapsed,
 }
 
 #[derive(Default)]
@@ -63,12 +67,20 @@ struct Version {
 
 struct Lease {
     ttl: Duration,
-    deadline: Instant,
+    deadline: Duration,
     keys: BTreeSet<Key>,
 }
 
 impl Default for MemoryStore {
     fn default() -> Self {
+        let start = Instant::now();
+        Self::timed(Box::new(move || start.elapsed()))
+    }
+}
+
+impl MemoryStore {
+    /// A store whose leases live by `elapsed`: for stores that are shared by several runtimes, each with a clock of its own.
+    pub fn timed(elapsed: Elapsed) -> Self {
         let state = State {
             revision: Revision(1),
             ..State::default()
@@ -77,12 +89,11 @@ impl Default for MemoryStore {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 changed: watch::Sender::new(Revision(1)),
+                elapsed,
             }),
         }
     }
-}
 
-impl MemoryStore {
     /// Lets `faults` strike from now on.
     pub fn inject(&self, faults: Faults) {
         self.lock().faults = Some(faults);
@@ -100,7 +111,7 @@ impl MemoryStore {
     /// Locks the state after removing what has expired.
     fn settled(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
-        if state.expire(Instant::now()) {
+        if state.expire((self.shared.elapsed)()) {
             self.shared.changed.send_replace(state.revision);
         }
         state
@@ -198,7 +209,7 @@ impl State {
         }
     }
 
-    fn expire(&mut self, now: Instant) -> bool {
+    fn expire(&mut self, now: Duration) -> bool {
         let before = self.revision;
         let over: Vec<LeaseId> = self
             .leases
@@ -341,7 +352,7 @@ impl Store for MemoryStore {
                 }
                 let lease_ends = async {
                     match deadline {
-                        Some(deadline) => tokio::time::sleep_until(deadline).await,
+                        Some(deadline) => tokio::time::sleep(deadline.saturating_sub((store.shared.elapsed)())).await,
                         None => std::future::pending().await,
                     }
                 };
@@ -362,7 +373,7 @@ impl Store for MemoryStore {
             id,
             Lease {
                 ttl,
-                deadline: Instant::now() + ttl,
+                deadline: (self.shared.elapsed)() + ttl,
                 keys: BTreeSet::new(),
             },
         );
@@ -372,9 +383,10 @@ impl Store for MemoryStore {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, LeaseError> {
+        let now = (self.shared.elapsed)();
         let mut state = self.settled();
         let lease = state.leases.get_mut(&lease).ok_or(LeaseError::Gone)?;
-        lease.deadline = Instant::now() + lease.ttl;
+        lease.deadline = now + lease.ttl;
         Ok(lease.ttl)
     }
 

@@ -4,6 +4,8 @@
 //! fail moves everybody to the next.
 
 use std::error::Error as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use tonic::transport::Endpoint;
 
 use super::classify::{Failure, Kind, Sent, classify, code};
 use super::{ConnectError, EtcdConfig};
+use crate::net::SharedDialer;
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 /// Pings on an otherwise silent connection; etcd cuts connections that are pinged more often than every 5 seconds.
@@ -47,9 +51,9 @@ pub(super) struct Member {
 }
 
 impl Member {
-    async fn new(endpoint: &str, deadline: Duration) -> Result<Self, ConnectError> {
-        let calls = client(endpoint, deadline).await?;
-        let watches = client(endpoint, deadline).await?;
+    async fn new(endpoint: &str, deadline: Duration, dialer: Option<&SharedDialer>) -> Result<Self, ConnectError> {
+        let calls = client(endpoint, deadline, dialer).await?;
+        let watches = client(endpoint, deadline, dialer).await?;
         Ok(Self {
             kv: calls.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES),
             lease: calls.lease_client(),
@@ -59,12 +63,12 @@ impl Member {
     }
 }
 
-async fn client(endpoint: &str, deadline: Duration) -> Result<Client, ConnectError> {
+async fn client(endpoint: &str, deadline: Duration, dialer: Option<&SharedDialer>) -> Result<Client, ConnectError> {
     let wrong = |error: &dyn std::fmt::Display| ConnectError::Endpoint {
         endpoint: endpoint.to_owned(),
         why: error.to_string(),
     };
-    let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+    let tuned = Endpoint::from_shared(format!("http://{endpoint}"))
         .map_err(|error| wrong(&error))?
         // Half, so that a call still has time for another member.
         .connect_timeout(deadline / 2)
@@ -74,8 +78,18 @@ async fn client(endpoint: &str, deadline: Duration) -> Result<Client, ConnectErr
         .keep_alive_timeout(PING_ANSWER)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .connect_lazy();
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    let channel = match dialer {
+        None => tuned.connect_lazy(),
+        Some(dialer) => {
+            let address: SocketAddr = endpoint.parse().map_err(|error| wrong(&error))?;
+            let dialer = Arc::clone(dialer);
+            tuned.connect_with_connector_lazy(tower::service_fn(move |_: http::Uri| {
+                let dialer = Arc::clone(&dialer);
+                async move { dialer.dial(address).await.map(|connection| TokioIo::new(connection.io)) }
+            }))
+        }
+    };
     // Without a leader a member refuses at once instead of serving what is old.
     let options = ConnectOptions::new().with_require_leader(true);
     Client::from_channel(Channel::Tonic(channel), Some(options))
@@ -97,10 +111,10 @@ pub(super) struct Current {
 }
 
 impl Members {
-    pub(super) async fn new(config: &EtcdConfig) -> Result<Self, ConnectError> {
+    pub(super) async fn new(config: &EtcdConfig, dialer: Option<&SharedDialer>) -> Result<Self, ConnectError> {
         let mut all = Vec::with_capacity(config.endpoints.len());
         for endpoint in &config.endpoints {
-            all.push(Member::new(endpoint, config.deadline).await?);
+            all.push(Member::new(endpoint, config.deadline, dialer).await?);
         }
         if all.is_empty() {
             return Err(ConnectError::NoEndpoints);

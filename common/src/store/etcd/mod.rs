@@ -26,6 +26,7 @@ use super::{
     WatchError, Write, WriteError, check,
 };
 use crate::key::Key;
+use crate::net::SharedDialer;
 
 /// How long a call may take: longer than a leader change of a healthy cluster, shorter than half of the shortest lease.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -89,8 +90,16 @@ impl EtcdStore {
     /// # Errors
     /// When the endpoints are not addresses.
     pub async fn connect(config: EtcdConfig) -> Result<Self, ConnectError> {
+        Self::connect_by(config, None).await
+    }
+
+    /// As [`EtcdStore::connect`], over connections that `dialer` opens; the members must then be given by their addresses.
+    ///
+    /// # Errors
+    /// When the endpoints are not addresses.
+    pub async fn connect_by(config: EtcdConfig, dialer: Option<SharedDialer>) -> Result<Self, ConnectError> {
         Ok(Self {
-            members: Arc::new(Members::new(&config).await?),
+            members: Arc::new(Members::new(&config, dialer.as_ref()).await?),
             prefix: config.prefix.into(),
             probe: config.probe,
         })

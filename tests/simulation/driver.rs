@@ -1,0 +1,506 @@
+//! Who publishes, administers and looks, through the control planes' own API.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use postrider_proto::v1::{
+    CancelDeliveryRequest, CreateAccountRequest, CreateWebhookRequest, DeliveryCounts, DeliveryOptions, Event,
+    GetAccountUsageRequest, ListDeadLettersRequest, RedriveDeadLettersRequest, RetryPolicy, RotateSigningSecretRequest,
+    UpdateWebhookRequest, Webhook, delivery_options, webhook as webhook_form,
+};
+use postrider_tests::client::{Client, event, may_be_sent_again, millis, no_auth, request_id, signature, webhook};
+use tokio::time::sleep;
+use tonic::{Code, Status};
+
+use crate::net::{self, elapsed, wall};
+use crate::plan::{Act, Dice, Hook, Host, Order, Plan, Sharing};
+use crate::receiver::TIMEOUT;
+use crate::world::{Counts, Published, Span, World};
+
+const ACCOUNT: &str = "acme";
+
+/// Pause before a call is made again.
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// How long a call is made again and again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long an agent may work by what it knew before: until its lease is not safe any more, its last requests have ended, and its watch has caught up.
+const LAG: Duration = Duration::from_secs(9);
+
+/// The same where agents are never cut off from the store.
+const GENTLE_LAG: Duration = Duration::from_secs(4);
+
+/// How long it may take, after all trouble, until nothing waits any more.
+const CALM: Duration = Duration::from_secs(150);
+
+/// How often used-up events of ordered webhooks are tried anew then.
+const NUDGE: Duration = Duration::from_secs(10);
+
+/// Does all that a plan says; what goes wrong is noted as a failure.
+pub async fn drive(plan: &Plan, world: &World) {
+    let driver = Driver {
+        plan,
+        world,
+        clients: (0..plan.controls)
+            .map(|number| Client::over(net::channel(Host::Control(number).address())))
+            .collect(),
+    };
+    if let Err(why) = driver.run().await {
+        world.seen().failures.push(why);
+    }
+}
+
+struct Driver<'a> {
+    plan: &'a Plan,
+    world: &'a World,
+    clients: Vec<Client>,
+}
+
+impl Driver<'_> {
+    async fn run(&self) -> Result<(), String> {
+        self.set_up().await?;
+        self.world.settle();
+        let begin = elapsed();
+        let publishing = join_all((0..self.plan.publishers).map(|number| self.publish(number)));
+        let acting = join_all(self.plan.acts.iter().map(|(at, act)| self.act(begin + *at, *act)));
+        let (published, acted, audited) = tokio::join!(publishing, acting, self.audit());
+        published.into_iter().chain(acted).chain([audited]).collect::<Result<Vec<()>, String>>()?;
+        self.calm().await?;
+        self.dump().await
+    }
+
+    /// Makes a call at one control plane after the other until one answers.
+    async fn call<T, F>(&self, what: &str, first: usize, call: impl Fn(Client) -> F) -> Result<T, String>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        match self.attempt(what, first, call).await? {
+            Ok(value) => Ok(value),
+            Err(status) => Err(format!("{what}: {status:?}")),
+        }
+    }
+
+    /// As `call`, and a refusal is an answer too.
+    async fn attempt<T, F>(&self, what: &str, first: usize, call: impl Fn(Client) -> F) -> Result<Result<T, Status>, String>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let end = elapsed() + PATIENCE;
+        for turn in first.. {
+            let client = self.clients.get(turn % self.clients.len()).cloned().ok_or("no control plane")?;
+            match call(client).await {
+                Err(status) if may_be_sent_again(&status) => {
+                    if elapsed() > end {
+                        return Err(format!("{what}: no answer in {PATIENCE:?}, at last {status:?}"));
+                    }
+                    sleep(PAUSE).await;
+                }
+                // Answers of the client's own making for a connection that broke.
+                Err(status) if status.code() == Code::Internal && status.message().contains("h2 protocol error") => {
+                    sleep(PAUSE).await;
+                }
+                answer => return Ok(answer),
+            }
+        }
+        Err(format!("{what}: no turn left"))
+    }
+
+    async fn set_up(&self) -> Result<(), String> {
+        let account = CreateAccountRequest {
+            account_id: ACCOUNT.to_owned(),
+            request_id: request_id(1),
+            account: Some(postrider_proto::v1::Account {
+                max_webhooks: 20,
+                ..postrider_proto::v1::Account::default()
+            }),
+            ..CreateAccountRequest::default()
+        };
+        self.call("creating the account", 0, |client| {
+            let account = account.clone();
+            async move { client.accounts().create_account(account).await }
+        })
+        .await?;
+        for (number, hook) in self.plan.hooks.iter().enumerate() {
+            let create = CreateWebhookRequest {
+                parent: format!("accounts/{ACCOUNT}"),
+                webhook_id: format!("w{number}"),
+                webhook: Some(form(number, hook)),
+                request_id: request_id(2 + number as u64),
+                validate_only: false,
+            };
+            self.call("creating a webhook", 0, |client| {
+                let create = create.clone();
+                async move { client.webhooks().create_webhook(create).await }
+            })
+            .await?;
+            let secret = if hook.signed {
+                let client = self.clients.first().ok_or("no control plane")?;
+                vec![client.signing_secret(&name(number)).await]
+            } else {
+                Vec::new()
+            };
+            self.world.seen().secrets.push(secret);
+        }
+        // Everywhere, so that it is known what each event is accepted for.
+        for (number, client) in self.clients.iter().enumerate() {
+            let wanted = i32::try_from(self.plan.hooks.len()).unwrap_or(0);
+            let end = elapsed() + PATIENCE;
+            while client.matches(ACCOUNT, "E").await.ok() != Some(wanted) {
+                if elapsed() > end {
+                    return Err(format!("control plane {number} does not know the webhooks"));
+                }
+                sleep(PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes one request after the other, each until it is accepted.
+    async fn publish(&self, publisher: usize) -> Result<(), String> {
+        let dice = Dice::new(self.plan.seed, 100 + publisher as u64);
+        // An event that has expired blocks an order until somebody cancels it.
+        let may_expire = self.plan.hooks.iter().all(|hook| hook.order == Order::None || hook.dead_letters);
+        let pace = u64::try_from(self.plan.storm.as_millis()).unwrap_or(1) / self.plan.requests as u64;
+        for request in 0..self.plan.requests {
+            let count = 1 + dice.below(4);
+            let mut events = Vec::with_capacity(count);
+            let mut published = Vec::with_capacity(count);
+            for index in 0..count {
+                let one = Published {
+                    id: format!("e{}", publisher * 10_000 + request * 10 + index + 1),
+                    publisher,
+                    key: if dice.chance(0.15) { String::new() } else { format!("k{publisher}-{}", dice.below(3)) },
+                    not_before: dice.chance(0.05).then(|| elapsed() + dice.millis(1_000, 4_000)),
+                    expires: (may_expire && dice.chance(0.05)).then(|| elapsed() + dice.millis(6_000, 9_000)),
+                };
+                events.push(Event {
+                    ordering_key: one.key.clone(),
+                    not_before_time: one.not_before.map(moment),
+                    expire_time: one.expires.map(moment),
+                    ..event(&one.id, "E", format!(r#"{{"number":{index},"text":"{}"}}"#, one.id))
+                });
+                published.push(one);
+            }
+            let id = request_id(10_000 + (publisher * 1_000 + request) as u64);
+            let first = dice.below(self.clients.len());
+            let accepted = self.publish_one(&events, &id, first).await?;
+            self.world.note(format_args!("accepted {:?}", published.iter().map(|one| &one.id).collect::<Vec<_>>()));
+            self.world.seen().published.extend(published);
+            if dice.chance(0.2) {
+                let again = self.publish_one(&events, &id, first + 1).await?;
+                if !again.duplicate || again.events != accepted.events {
+                    return Err(format!("a request that was repeated is answered otherwise: {again:?}, {accepted:?}"));
+                }
+            }
+            sleep(dice.millis(0, pace * 2)).await;
+        }
+        Ok(())
+    }
+
+    async fn publish_one(
+        &self,
+        events: &[Event],
+        id: &str,
+        first: usize,
+    ) -> Result<postrider_proto::v1::PublishResponse, String> {
+        let accepted = self
+            .call("publishing", first, |client| {
+                let events = events.to_vec();
+                async move { client.try_publish(ACCOUNT, events, id).await }
+            })
+            .await?;
+        let all = i32::try_from(self.plan.hooks.len()).unwrap_or(0);
+        if accepted.events.len() != events.len() || accepted.events.iter().any(|event| event.matched_webhooks != all) {
+            return Err(format!("{} events were accepted as {accepted:?}", events.len()));
+        }
+        Ok(accepted)
+    }
+
+    async fn act(&self, at: Duration, act: Act) -> Result<(), String> {
+        sleep(at.saturating_sub(elapsed())).await;
+        self.world.note(format_args!("{act:?}"));
+        let lag = if self.plan.gentle { GENTLE_LAG } else { LAG };
+        match act {
+            Act::Retire(hook, lasts) => {
+                self.update(hook, &["active"], |webhook| webhook.active = Some(false)).await?;
+                let from = elapsed() + lag;
+                sleep(lasts).await;
+                let until = Some(elapsed());
+                self.world.seen().retired.push(Span { hook, from, until });
+                self.update(hook, &["active"], |webhook| webhook.active = Some(true)).await?;
+            }
+            Act::Touch(hook) => {
+                self.update(hook, &["description"], |webhook| webhook.description = "touched".to_owned()).await?;
+            }
+            Act::Move(hook) => {
+                self.update(hook, &["target_url"], |webhook| webhook.target_url = url(hook, 1)).await?;
+                let from = elapsed() + lag;
+                self.world.seen().moved.push(Span { hook, from, until: None });
+            }
+            Act::Rotate(hook) => self.rotate(hook).await?,
+            Act::Redrive(hook) => {
+                let request = RedriveDeadLettersRequest {
+                    parent: name(hook),
+                    ..RedriveDeadLettersRequest::default()
+                };
+                self.world.seen().redriven.insert(hook);
+                self.call("redriving", 0, |client| {
+                    let request = request.clone();
+                    async move { client.deliveries().redrive_dead_letters(request).await }
+                })
+                .await?;
+            }
+            Act::Cancel(hook, ago) => {
+                let id = {
+                    let seen = self.world.seen();
+                    seen.published.iter().rev().nth(ago).map(|event| event.id.clone())
+                };
+                let Some(id) = id else { return Ok(()) };
+                // Before it is asked: an answer that is lost may have been a yes.
+                self.world.seen().cancelled.insert((hook, id.clone()));
+                let request = CancelDeliveryRequest {
+                    name: format!("{}/deliveries/{id}", name(hook)),
+                };
+                let answer = self
+                    .attempt("cancelling", 0, |client| {
+                        let request = request.clone();
+                        async move { client.deliveries().cancel_delivery(request).await }
+                    })
+                    .await?;
+                if let Err(status) = answer
+                    && !matches!(status.code(), Code::NotFound | Code::FailedPrecondition)
+                {
+                    return Err(format!("cancelling {id}: {status:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn rotate(&self, hook: usize) -> Result<(), String> {
+        if !self.plan.hooks.get(hook).is_some_and(|hook| hook.signed) {
+            return Ok(());
+        }
+        let secret = format!("whsec_{}", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwd");
+        if let Some(secrets) = self.world.seen().secrets.get_mut(hook) {
+            secrets.insert(0, secret.clone());
+        }
+        let rotate = RotateSigningSecretRequest {
+            name: name(hook),
+            secret,
+            ..RotateSigningSecretRequest::default()
+        };
+        let answer = self
+            .attempt("rotating a secret", 0, |client| {
+                let rotate = rotate.clone();
+                async move { client.webhooks().rotate_signing_secret(rotate).await }
+            })
+            .await?;
+        match answer {
+            // Asked again after an answer that was lost: the secret is there already.
+            Err(status) if !matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists) => {
+                Err(format!("rotating a secret: {status:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn update(&self, hook: usize, paths: &[&str], change: impl Fn(&mut Webhook)) -> Result<(), String> {
+        let mut webhook = Webhook {
+            name: name(hook),
+            ..Webhook::default()
+        };
+        change(&mut webhook);
+        let request = UpdateWebhookRequest {
+            webhook: Some(webhook),
+            update_mask: Some(prost_types::FieldMask {
+                paths: paths.iter().map(|&path| path.to_owned()).collect(),
+            }),
+            validate_only: false,
+        };
+        self.call("updating a webhook", 0, |client| {
+            let request = request.clone();
+            async move { client.webhooks().update_webhook(request).await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Looks, while there is trouble, whether the counts add up.
+    async fn audit(&self) -> Result<(), String> {
+        while !self.world.is_over() {
+            let client = self.clients.first().cloned().ok_or("no control plane")?;
+            let request = GetAccountUsageRequest { name: format!("accounts/{ACCOUNT}") };
+            if let Ok(usage) = client.accounts().get_account_usage(request).await {
+                for one in usage.into_inner().webhooks {
+                    add_up(&one.webhook, one.counts.as_ref())?;
+                }
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing waits any more.
+    async fn calm(&self) -> Result<(), String> {
+        let (mut nudged, end) = (Duration::ZERO, elapsed() + CALM);
+        loop {
+            let usage = self.usage().await?;
+            let waiting: Vec<usize> = (0..usage.len()).filter(|hook| usage[*hook].waiting > 0).collect();
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            if elapsed() > end {
+                return Err(format!("it does not come to rest: {usage:?}"));
+            }
+            if elapsed() > nudged + NUDGE {
+                nudged = elapsed();
+                self.world.note(format_args!("waiting: {waiting:?}"));
+                for hook in waiting {
+                    self.update(hook, &["active", "description"], |webhook| {
+                        webhook.active = Some(true);
+                        webhook.description = format!("nudged at {nudged:?}");
+                    })
+                    .await?;
+                }
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    async fn usage(&self) -> Result<Vec<Counts>, String> {
+        let request = GetAccountUsageRequest { name: format!("accounts/{ACCOUNT}") };
+        let usage = self
+            .call("reading the usage", 0, |client| {
+                let request = request.clone();
+                async move { client.accounts().get_account_usage(request).await }
+            })
+            .await?
+            .into_inner();
+        let mut all = vec![Counts::default(); self.plan.hooks.len()];
+        for one in usage.webhooks {
+            let counts = add_up(&one.webhook, one.counts.as_ref())?;
+            let number = one.webhook.rsplit('w').next().and_then(|number| number.parse::<usize>().ok());
+            if let Some(place) = number.and_then(|number| all.get_mut(number)) {
+                *place = counts;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn dump(&self) -> Result<(), String> {
+        let counts = self.usage().await?;
+        for hook in 0..self.plan.hooks.len() {
+            let mut dead = BTreeSet::new();
+            let mut page_token = String::new();
+            loop {
+                let request = ListDeadLettersRequest {
+                    parent: name(hook),
+                    page_size: 1000,
+                    page_token,
+                    ..ListDeadLettersRequest::default()
+                };
+                let page = self
+                    .call("listing dead letters", 0, |client| {
+                        let request = request.clone();
+                        async move { client.deliveries().list_dead_letters(request).await }
+                    })
+                    .await?
+                    .into_inner();
+                for letter in page.dead_letters {
+                    if !dead.insert(letter.event_id.clone()) {
+                        return Err(format!("{} is a dead letter of w{hook} twice", letter.event_id));
+                    }
+                }
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    break;
+                }
+            }
+            self.world.seen().dead.push(dead);
+        }
+        self.world.note(format_args!("{counts:?}"));
+        self.world.seen().counts = counts;
+        Ok(())
+    }
+}
+
+fn name(hook: usize) -> String {
+    format!("accounts/{ACCOUNT}/webhooks/w{hook}")
+}
+
+fn url(hook: usize, place: usize) -> String {
+    let host = Host::Receiver.ip();
+    if place == 0 { format!("http://{host}/w{hook}") } else { format!("http://{host}/w{hook}-{place}") }
+}
+
+fn form(number: usize, hook: &Hook) -> Webhook {
+    let order = match hook.order {
+        Order::None => delivery_options::Ordering::None,
+        Order::PerKey => delivery_options::Ordering::PerKey,
+        Order::Strict => delivery_options::Ordering::Strict,
+    };
+    let on_failure = match hook.order {
+        Order::None => delivery_options::OnFailure::Unspecified,
+        _ if hook.dead_letters => delivery_options::OnFailure::DeadLetter,
+        Order::PerKey => delivery_options::OnFailure::ParkKey,
+        Order::Strict => delivery_options::OnFailure::Block,
+    };
+    let mut delivery = DeliveryOptions {
+        ordering: order.into(),
+        on_failure: on_failure.into(),
+        timeout: Some(millis(i32::try_from(TIMEOUT.as_millis()).unwrap_or(2_000))),
+        sequence_header: hook.numbered,
+        max_in_flight: if hook.order == Order::Strict { 0 } else { hook.max_in_flight },
+        ..DeliveryOptions::default()
+    };
+    match hook.sharing {
+        Sharing::Single => delivery.mode = delivery_options::Mode::RealTime.into(),
+        Sharing::Coalesced => {
+            delivery.mode = delivery_options::Mode::RealTime.into();
+            delivery.max_events = 5;
+        }
+        Sharing::Batched => {
+            delivery.mode = delivery_options::Mode::Batch.into();
+            delivery.max_events = 5;
+            delivery.max_delay = Some(millis(1_000));
+        }
+    }
+    Webhook {
+        retry: Some(RetryPolicy {
+            max_attempts: hook.max_attempts,
+            initial_delay: Some(millis(100)),
+            max_delay: Some(millis(1_000)),
+            ..RetryPolicy::default()
+        }),
+        delivery: Some(delivery),
+        when_inactive: webhook_form::WhenInactive::Hold.into(),
+        ..webhook(&url(number, 0), &["E"], if hook.signed { signature() } else { no_auth() })
+    }
+}
+
+fn moment(at: Duration) -> prost_types::Timestamp {
+    let millis = wall(at).as_millis();
+    prost_types::Timestamp {
+        seconds: millis.div_euclid(1000),
+        nanos: i32::try_from(millis.rem_euclid(1000)).unwrap_or(0) * 1_000_000,
+    }
+}
+
+fn add_up(webhook: &str, counts: Option<&DeliveryCounts>) -> Result<Counts, String> {
+    let counts = counts.ok_or_else(|| format!("{webhook} has no counts"))?;
+    let counts = Counts {
+        accepted: counts.accepted,
+        delivered: counts.delivered,
+        waiting: counts.waiting,
+        dead: counts.dead,
+        dropped: counts.dropped.iter().map(|dropped| dropped.count).sum(),
+    };
+    let ended = counts.delivered + counts.waiting + counts.dead + counts.dropped;
+    if counts.accepted != ended || [counts.delivered, counts.waiting, counts.dead, counts.dropped].iter().any(|count| *count < 0) {
+        return Err(format!("the counts of {webhook} do not add up: {counts:?}"));
+    }
+    Ok(counts)
+}

@@ -1,0 +1,65 @@
+//! The part of etcd's maintenance service that Postrider asks: how full the store is.
+
+use etcd_client::proto::{
+    PbAlarmRequest, PbAlarmResponse, PbDefragmentRequest, PbDefragmentResponse, PbDowngradeRequest,
+    PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse, PbMaintenanceServer,
+    PbMaintenanceService, PbMoveLeaderRequest, PbMoveLeaderResponse, PbSnapshotRequest, PbSnapshotResponse,
+    PbStatusRequest, PbStatusResponse,
+};
+use futures_util::stream::BoxStream;
+use postrider_common::store::Store as _;
+use postrider_common::store::memory::MemoryStore;
+use tonic::{Request, Response, Status};
+
+use crate::etcd::unused;
+
+/// The service.
+pub struct Maintenance(MemoryStore);
+
+/// The service over what all members hold.
+pub fn server(store: MemoryStore) -> PbMaintenanceServer<Maintenance> {
+    PbMaintenanceServer::new(Maintenance(store))
+}
+
+#[tonic::async_trait]
+impl PbMaintenanceService for Maintenance {
+    async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
+        let usage = self.0.usage().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let bytes = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        Ok(Response::new(PbStatusResponse {
+            db_size: bytes(usage.size),
+            db_size_in_use: bytes(usage.in_use),
+            ..PbStatusResponse::default()
+        }))
+    }
+
+    type SnapshotStream = BoxStream<'static, Result<PbSnapshotResponse, Status>>;
+
+    async fn snapshot(&self, _: Request<PbSnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(unused())
+    }
+
+    async fn alarm(&self, _: Request<PbAlarmRequest>) -> Result<Response<PbAlarmResponse>, Status> {
+        Err(unused())
+    }
+
+    async fn defragment(&self, _: Request<PbDefragmentRequest>) -> Result<Response<PbDefragmentResponse>, Status> {
+        Err(unused())
+    }
+
+    async fn hash(&self, _: Request<PbHashRequest>) -> Result<Response<PbHashResponse>, Status> {
+        Err(unused())
+    }
+
+    async fn hash_kv(&self, _: Request<PbHashKvRequest>) -> Result<Response<PbHashKvResponse>, Status> {
+        Err(unused())
+    }
+
+    async fn move_leader(&self, _: Request<PbMoveLeaderRequest>) -> Result<Response<PbMoveLeaderResponse>, Status> {
+        Err(unused())
+    }
+
+    async fn downgrade(&self, _: Request<PbDowngradeRequest>) -> Result<Response<PbDowngradeResponse>, Status> {
+        Err(unused())
+    }
+}

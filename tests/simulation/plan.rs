@@ -1,0 +1,344 @@
+//! What a seed stands for: the cluster, its webhooks, what is published, and everything that goes wrong. Pure: the same seed, the same plan.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use postrider_common::entropy::{Entropy, SystemEntropy};
+
+/// Chance for one simulation.
+pub struct Dice(SystemEntropy);
+
+impl Dice {
+    /// The dice of a seed; different ones for different uses.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        Self(SystemEntropy::seeded(seed.wrapping_mul(1_000_003).wrapping_add(stream)))
+    }
+
+    /// A number below `count`.
+    pub fn below(&self, count: usize) -> usize {
+        usize::try_from(self.0.next_u64() % (count.max(1) as u64)).unwrap_or(0)
+    }
+
+    /// A number from `from` to `to`.
+    pub fn between(&self, from: u64, to: u64) -> u64 {
+        from + self.0.next_u64() % (to - from + 1)
+    }
+
+    /// Whether something of this probability happens.
+    pub fn chance(&self, probability: f64) -> bool {
+        self.0.fraction() < probability
+    }
+
+    /// A time from `from` to `to` milliseconds.
+    pub fn millis(&self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.between(from, to))
+    }
+
+    /// One of some things.
+    pub fn one<T: Copy>(&self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+}
+
+/// A host of the simulation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Host {
+    /// A member of etcd.
+    Etcd(u8),
+    /// A control plane.
+    Control(u8),
+    /// An agent.
+    Agent(u8),
+    /// The receiver of all webhooks.
+    Receiver,
+    /// Who publishes and administers.
+    Client,
+}
+
+impl Host {
+    /// Its address. The receiver's is a public one, so that the usual rules of egress let it be reached.
+    pub const fn ip(self) -> IpAddr {
+        IpAddr::V4(match self {
+            Self::Etcd(number) => Ipv4Addr::new(192, 168, 1, 1 + number),
+            Self::Control(number) => Ipv4Addr::new(192, 168, 2, 1 + number),
+            Self::Agent(number) => Ipv4Addr::new(192, 168, 3, 1 + number),
+            Self::Receiver => Ipv4Addr::new(93, 184, 216, 34),
+            Self::Client => Ipv4Addr::new(192, 168, 4, 1),
+        })
+    }
+
+    /// Where it listens.
+    pub const fn address(self) -> SocketAddr {
+        let port = match self {
+            Self::Etcd(_) => 2379,
+            Self::Control(_) => 50051,
+            Self::Agent(_) | Self::Receiver | Self::Client => 80,
+        };
+        SocketAddr::new(self.ip(), port)
+    }
+}
+
+/// Members of etcd.
+pub const MEMBERS: u8 = 3;
+
+/// One thing that goes wrong, for a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A host is killed, and started again after the time.
+    Kill(Host),
+    /// A program is asked to stop, and started again after the time.
+    Stop(Host),
+    /// Nothing gets through between two hosts.
+    Cut(Host, Host),
+    /// Nothing gets through between a host and all of etcd.
+    CutOff(Host),
+    /// Nothing gets from a host to etcd, but what etcd sends arrives.
+    CutOffOut(Host),
+    /// Nothing gets from etcd to a host, but what the host sends arrives.
+    CutOffIn(Host),
+    /// What goes between a host and etcd arrives only after the time.
+    Hold(Host),
+    /// Now and then the store's answer to a write is lost, or the write is.
+    LostWrites,
+    /// All that has happened so far is compacted away; the time means nothing.
+    Compact,
+}
+
+/// When something goes wrong, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trouble {
+    /// When.
+    pub at: Duration,
+    /// For how long.
+    pub lasts: Duration,
+    /// What.
+    pub fault: Fault,
+}
+
+/// In which order a webhook wants its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Any.
+    None,
+    /// Of each key.
+    PerKey,
+    /// All.
+    Strict,
+}
+
+/// How events share requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Not at all.
+    Single,
+    /// What waits goes together.
+    Coalesced,
+    /// In batches.
+    Batched,
+}
+
+/// How a webhook's receiver behaves while there is trouble.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Manner {
+    /// It takes everything.
+    Good,
+    /// It fails this part of the requests, in various ways; also by taking them and answering too late, if `late`.
+    Flaky {
+        /// Which part.
+        fails: f64,
+        /// Whether it answers too late.
+        late: bool,
+    },
+    /// It fails everything for a time.
+    Down(Duration, Duration),
+    /// It refuses one in so many events for good.
+    Picky(usize),
+}
+
+/// A webhook.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hook {
+    /// Its order.
+    pub order: Order,
+    /// Whether what is used up becomes a dead letter, in an order.
+    pub dead_letters: bool,
+    /// Attempts until an event is used up; 0 means no limit.
+    pub max_attempts: i32,
+    /// How events share requests.
+    pub sharing: Sharing,
+    /// Whether requests are signed.
+    pub signed: bool,
+    /// Whether events are numbered.
+    pub numbered: bool,
+    /// Requests under way at once.
+    pub max_in_flight: i32,
+    /// Its receiver.
+    pub manner: Manner,
+}
+
+/// What an administrator does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Retires a webhook, which holds what is published meanwhile, and activates it again after the time.
+    Retire(usize, Duration),
+    /// Changes a webhook's description.
+    Touch(usize),
+    /// Changes a webhook's listener URL.
+    Move(usize),
+    /// Gives a webhook another secret.
+    Rotate(usize),
+    /// Redrives a webhook's dead letters.
+    Redrive(usize),
+    /// Cancels an event that was published so many requests ago.
+    Cancel(usize, usize),
+}
+
+/// All of it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What it was drawn from.
+    pub seed: u64,
+    /// Nothing goes wrong that may make a receiver see an event twice.
+    pub gentle: bool,
+    /// Control planes.
+    pub controls: u8,
+    /// Agents.
+    pub agents: u8,
+    /// Shards.
+    pub shards: u16,
+    /// Longest way through the network.
+    pub latency: Duration,
+    /// Milliseconds that each agent's clock is ahead.
+    pub skews: Vec<i64>,
+    /// The webhooks.
+    pub hooks: Vec<Hook>,
+    /// Publishers, each of which publishes one request after the other.
+    pub publishers: usize,
+    /// Requests of each publisher.
+    pub requests: usize,
+    /// How long there is trouble.
+    pub storm: Duration,
+    /// What goes wrong.
+    pub troubles: Vec<Trouble>,
+    /// What administrators do.
+    pub acts: Vec<(Duration, Act)>,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn of(seed: u64) -> Self {
+        let dice = Dice::new(seed, 0);
+        let gentle = dice.chance(0.3);
+        let (controls, agents) = (dice.one(&[1, 2, 2, 3]), dice.one(&[1, 2, 2, 3]));
+        let storm = dice.millis(6_000, 10_000);
+        let hooks: Vec<Hook> = (0..dice.between(3, 6)).map(|_| hook(&dice, gentle, storm)).collect();
+        let mut plan = Self {
+            seed,
+            gentle,
+            controls,
+            agents,
+            shards: dice.one(&[1, 4, 8]),
+            latency: Duration::from_millis(dice.one(&[5, 20, 60])),
+            skews: (0..agents).map(|_| dice.one(&[0, 0, -700, 900])).collect(),
+            publishers: usize::try_from(dice.between(1, 3)).unwrap_or(1),
+            requests: usize::try_from(dice.between(8, 16)).unwrap_or(8),
+            storm,
+            troubles: Vec::new(),
+            acts: Vec::new(),
+            hooks,
+        };
+        for _ in 0..dice.between(2, 7) {
+            let fault = fault(&dice, &plan);
+            let trouble = Trouble {
+                at: dice.millis(1_500, u64::try_from(storm.as_millis()).unwrap_or(6_000)),
+                lasts: dice.millis(100, if plan.gentle { 1_000 } else { 7_000 }),
+                fault,
+            };
+            plan.troubles.push(trouble);
+        }
+        for _ in 0..dice.between(0, 4) {
+            let at = dice.millis(1_500, 9_000);
+            plan.acts.push((at, act(&dice, &plan)));
+        }
+        plan.troubles.sort_by_key(|trouble| trouble.at);
+        plan.acts.sort_by_key(|(at, _)| *at);
+        plan
+    }
+}
+
+fn hook(dice: &Dice, gentle: bool, storm: Duration) -> Hook {
+    let order = dice.one(&[Order::None, Order::None, Order::PerKey, Order::Strict]);
+    let sharing = match order {
+        Order::None => dice.one(&[Sharing::Single, Sharing::Coalesced, Sharing::Batched]),
+        Order::Strict => dice.one(&[Sharing::Single, Sharing::Coalesced]),
+        Order::PerKey => Sharing::Single,
+    };
+    let from = dice.millis(1_000, 3_000);
+    // An answer that comes too late makes a repeat: not where there must be none.
+    let manner = match dice.below(5) {
+        0 | 1 => Manner::Good,
+        2 => Manner::Flaky {
+            fails: dice.one(&[0.1, 0.3, 0.6]),
+            late: !gentle,
+        },
+        3 => Manner::Down(from, (from + dice.millis(500, 5_000)).min(storm)),
+        _ => Manner::Picky(dice.one(&[3, 7])),
+    };
+    // What is refused for good must come to an end some day.
+    let picky = matches!(manner, Manner::Picky(_));
+    Hook {
+        order,
+        dead_letters: dice.chance(0.5) || picky,
+        max_attempts: if picky { 2 } else { dice.one(&[0, 0, 2, 4]) },
+        sharing,
+        signed: dice.chance(0.5),
+        numbered: sharing == Sharing::Single && dice.chance(0.3),
+        max_in_flight: dice.one(&[0, 1, 4]),
+        manner,
+    }
+}
+
+fn fault(dice: &Dice, plan: &Plan) -> Fault {
+    let number = |count: u8| u8::try_from(dice.below(count.into())).unwrap_or(0);
+    let member = Host::Etcd(number(MEMBERS));
+    let control = Host::Control(number(plan.controls));
+    let agent = Host::Agent(number(plan.agents));
+    if plan.gentle {
+        return match dice.below(6) {
+            0 => Fault::Kill(member),
+            1 => Fault::Kill(control),
+            2 => Fault::Stop(control),
+            3 => Fault::Stop(agent),
+            4 => Fault::LostWrites,
+            _ => Fault::Compact,
+        };
+    }
+    let program = dice.one(&[control, agent, agent]);
+    match dice.below(14) {
+        0 => Fault::Kill(member),
+        1 => Fault::Kill(control),
+        2 | 3 => Fault::Kill(agent),
+        4 => Fault::Stop(program),
+        5 => Fault::Cut(program, member),
+        6 => Fault::CutOff(program),
+        7 => Fault::CutOffOut(program),
+        8 => Fault::CutOffIn(program),
+        9 => Fault::Hold(program),
+        10 => Fault::Cut(agent, Host::Receiver),
+        11 => Fault::Cut(Host::Client, control),
+        12 => Fault::LostWrites,
+        _ => Fault::Compact,
+    }
+}
+
+fn act(dice: &Dice, plan: &Plan) -> Act {
+    let hook = dice.below(plan.hooks.len());
+    match dice.below(6) {
+        0 => Act::Retire(hook, dice.millis(500, 4_000)),
+        1 => Act::Touch(hook),
+        2 => Act::Move(hook),
+        3 => Act::Rotate(hook),
+        4 => Act::Redrive(hook),
+        _ => Act::Cancel(hook, dice.below(5)),
+    }
+}

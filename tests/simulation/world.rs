@@ -1,0 +1,198 @@
+//! What all hosts of one simulation share outside of the simulated network: what was seen, and whether the trouble is over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::net::elapsed;
+
+/// One request as a receiver saw it, whole.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// When.
+    pub at: Duration,
+    /// The number of the webhook.
+    pub hook: usize,
+    /// How often its listener URL had been changed.
+    pub place: usize,
+    /// The header `webhook-id`.
+    pub id: String,
+    /// The header `webhook-sequence`.
+    pub sequence: Option<u64>,
+    /// The events in it, in order.
+    pub events: Vec<String>,
+    /// The body.
+    pub body: Bytes,
+    /// What is wrong with its proof.
+    pub proof: Result<(), String>,
+    /// Which of its events the receiver took.
+    pub taken: BTreeSet<String>,
+    /// The receiver took them, and the sender may not have heard of it in time.
+    pub late: bool,
+}
+
+/// An event that was published, and that its publisher was told is accepted.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// Its id.
+    pub id: String,
+    /// The publisher that published it.
+    pub publisher: usize,
+    /// Its ordering key.
+    pub key: String,
+    /// It must not be sent before.
+    pub not_before: Option<Duration>,
+    /// It must not be sent after.
+    pub expires: Option<Duration>,
+}
+
+/// The counts of one webhook at the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Accepted for it.
+    pub accepted: i64,
+    /// Delivered.
+    pub delivered: i64,
+    /// Still waiting.
+    pub waiting: i64,
+    /// Dead letters.
+    pub dead: i64,
+    /// Dropped.
+    pub dropped: i64,
+}
+
+/// A span of time in which something was so, with slack.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// The webhook.
+    pub hook: usize,
+    /// From when.
+    pub from: Duration,
+    /// Until when; none if it is so for good.
+    pub until: Option<Duration>,
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Requests, in order of arrival.
+    pub arrivals: Vec<Arrival>,
+    /// Events, in the order in which their acceptance was told.
+    pub published: Vec<Published>,
+    /// Spans in which a webhook was certainly retired.
+    pub retired: Vec<Span>,
+    /// Since when a webhook's listener URL certainly was another, each time.
+    pub moved: Vec<Span>,
+    /// Events of a webhook that were asked to be cancelled.
+    pub cancelled: BTreeSet<(usize, String)>,
+    /// Whether dead letters were redriven.
+    pub redriven: BTreeSet<usize>,
+    /// At the end: the counts of each webhook.
+    pub counts: Vec<Counts>,
+    /// At the end: the dead letters of each webhook.
+    pub dead: Vec<BTreeSet<String>>,
+    /// The signing secrets of each webhook, newest first.
+    pub secrets: Vec<Vec<String>>,
+    /// Which agent runs where.
+    pub agents: BTreeMap<String, IpAddr>,
+    /// Writes that applied although they should not have.
+    pub wrong_writes: Vec<String>,
+    /// What kept the run from its end.
+    pub failures: Vec<String>,
+}
+
+/// What all hosts share.
+pub struct World {
+    seen: Mutex<Seen>,
+    log: Mutex<Log>,
+    over: AtomicBool,
+    settled: AtomicBool,
+    starts: AtomicU64,
+}
+
+struct Log {
+    hash: Sha256,
+    lines: Option<Vec<String>>,
+}
+
+impl World {
+    /// A new one, which keeps the lines of its log only if it is told to.
+    pub fn new(keep_log: bool) -> Self {
+        Self {
+            seen: Mutex::default(),
+            log: Mutex::new(Log {
+                hash: Sha256::new(),
+                lines: keep_log.then(Vec::new),
+            }),
+            over: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
+            starts: AtomicU64::new(0),
+        }
+    }
+
+    /// What was seen.
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes something: it counts in the hash of the log.
+    pub fn note(&self, what: fmt::Arguments<'_>) {
+        let line = format!("{:>9.3} {what}", elapsed().as_secs_f64());
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.hash.update(line.as_bytes());
+        log.hash.update(b"\n");
+        if let Some(lines) = &mut log.lines {
+            lines.push(line);
+        }
+    }
+
+    /// Notes something that the simulation itself did, at a time of its own.
+    pub fn note_at(&self, at: Duration, what: fmt::Arguments<'_>) {
+        let line = format!("{:>9.3} {what}", at.as_secs_f64());
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.hash.update(line.as_bytes());
+        log.hash.update(b"\n");
+        if let Some(lines) = &mut log.lines {
+            lines.push(line);
+        }
+    }
+
+    /// The hash of all notes, and their lines.
+    pub fn log(&self) -> (String, Vec<String>) {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let hash = log.hash.clone().finalize();
+        let hex = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        (hex, log.lines.clone().unwrap_or_default())
+    }
+
+    /// Whether there is no trouble any more.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// There is no trouble any more.
+    pub fn end_trouble(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the cluster has begun to work, so that trouble may begin.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    /// The cluster works.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// The number of the next start of a program.
+    pub fn next_start(&self) -> u64 {
+        self.starts.fetch_add(1, Ordering::Relaxed)
+    }
+}

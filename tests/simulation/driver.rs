@@ -1,9 +1,12 @@
 //! Who publishes, administers and looks, through the control planes' own API.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use postrider_common::id::{AccountId, WebhookId};
+use postrider_common::{key, shard};
 use postrider_proto::v1::{
     CancelDeliveryRequest, CreateAccountRequest, CreateWebhookRequest, DeliveryCounts, DeliveryOptions, Event,
     GetAccountUsageRequest, ListDeadLettersRequest, RedriveDeadLettersRequest, RetryPolicy, RotateSigningSecretRequest,
@@ -19,6 +22,9 @@ use crate::receiver::TIMEOUT;
 use crate::world::{Counts, Published, Span, World};
 
 const ACCOUNT: &str = "acme";
+
+/// How an answer begins that says that a command is durable, though not carried out yet.
+const STORED: &str = "the command is stored";
 
 /// Pause before a call is made again.
 const PAUSE: Duration = Duration::from_millis(150);
@@ -91,7 +97,7 @@ impl Driver<'_> {
         for turn in first.. {
             let client = self.clients.get(turn % self.clients.len()).cloned().ok_or("no control plane")?;
             match call(client).await {
-                Err(status) if may_be_sent_again(&status) => {
+                Err(status) if may_be_sent_again(&status) && !status.message().starts_with(STORED) => {
                     if elapsed() > end {
                         return Err(format!("{what}: no answer in {PATIENCE:?}, at last {status:?}"));
                     }
@@ -135,6 +141,7 @@ impl Driver<'_> {
                 async move { client.webhooks().create_webhook(create).await }
             })
             .await?;
+            self.world.seen().shards.push(shard_of(number, self.plan.shards)?);
             let secret = if hook.signed {
                 let client = self.clients.first().ok_or("no control plane")?;
                 vec![client.signing_secret(&name(number)).await]
@@ -185,6 +192,11 @@ impl Driver<'_> {
             }
             let id = request_id(10_000 + (publisher * 1_000 + request) as u64);
             let first = dice.below(self.clients.len());
+            if dice.chance(0.15) {
+                self.publish_once(&events, first, published).await?;
+                sleep(dice.millis(0, pace * 2)).await;
+                continue;
+            }
             let accepted = self.publish_one(&events, &id, first).await?;
             self.world.note(format_args!("accepted {:?}", published.iter().map(|one| &one.id).collect::<Vec<_>>()));
             self.world.seen().published.extend(published);
@@ -195,6 +207,19 @@ impl Driver<'_> {
                 }
             }
             sleep(dice.millis(0, pace * 2)).await;
+        }
+        Ok(())
+    }
+
+    /// Publishes without a request id: what is not answered may be accepted or not.
+    async fn publish_once(&self, events: &[Event], first: usize, published: Vec<Published>) -> Result<(), String> {
+        let client = self.clients.get(first).cloned().ok_or("no control plane")?;
+        match client.try_publish(ACCOUNT, events.to_vec(), "").await {
+            Ok(_) => self.world.seen().published.extend(published),
+            Err(status) if may_be_sent_again(&status) || status.message().contains("h2 protocol error") => {
+                self.world.seen().doubtful.extend(published.into_iter().map(|event| event.id));
+            }
+            Err(status) => return Err(format!("publishing: {status:?}")),
         }
         Ok(())
     }
@@ -246,11 +271,17 @@ impl Driver<'_> {
                     ..RedriveDeadLettersRequest::default()
                 };
                 self.world.seen().redriven.insert(hook);
-                self.call("redriving", 0, |client| {
-                    let request = request.clone();
-                    async move { client.deliveries().redrive_dead_letters(request).await }
-                })
-                .await?;
+                let answer = self
+                    .attempt("redriving", 0, |client| {
+                        let request = request.clone();
+                        async move { client.deliveries().redrive_dead_letters(request).await }
+                    })
+                    .await?;
+                if let Err(status) = answer
+                    && !status.message().starts_with(STORED)
+                {
+                    return Err(format!("redriving: {status:?}"));
+                }
             }
             Act::Cancel(hook, ago) => {
                 let id = {
@@ -271,6 +302,7 @@ impl Driver<'_> {
                     .await?;
                 if let Err(status) = answer
                     && !matches!(status.code(), Code::NotFound | Code::FailedPrecondition)
+                    && !status.message().starts_with(STORED)
                 {
                     return Err(format!("cancelling {id}: {status:?}"));
                 }
@@ -425,6 +457,13 @@ impl Driver<'_> {
         self.world.seen().counts = counts;
         Ok(())
     }
+}
+
+fn shard_of(hook: usize, shards: u16) -> Result<String, String> {
+    let account = AccountId::new(ACCOUNT).map_err(|error| error.to_string())?;
+    let webhook = WebhookId::new(&format!("w{hook}")).map_err(|error| error.to_string())?;
+    let count = NonZeroU16::new(shards).ok_or("no shards")?;
+    Ok(key::owner(shard::of(&account, &webhook, count)).to_string())
 }
 
 fn name(hook: usize) -> String {

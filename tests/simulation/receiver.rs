@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tonic::transport::server::Connected as _;
 
 use crate::net::{self, elapsed};
 use crate::plan::{Dice, Host, Manner, Plan};
@@ -46,8 +48,9 @@ pub async fn serve(plan: Arc<Plan>, world: Arc<World>) -> io::Result<()> {
     while let Some(connection) = incoming.next().await {
         let connection = connection?;
         let (plan, world, dice) = (plan.clone(), world.clone(), dice.clone());
+        let from = connection.connect_info().0;
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(&plan, &world, &dice, request));
+            let service = service_fn(|request| answer(&plan, &world, &dice, from, request));
             let served = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(connection), service);
             // The sender may break a connection whenever it likes.
             let _ = served.await;
@@ -60,6 +63,7 @@ async fn answer(
     plan: &Plan,
     world: &World,
     dice: &Dice,
+    from: Option<IpAddr>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
     let (head, body) = request.into_parts();
@@ -77,12 +81,12 @@ async fn answer(
     let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
     let arrival = Arrival {
         at: elapsed(),
+        from,
         hook,
         place,
         id: text("webhook-id").unwrap_or_default().to_owned(),
         sequence: text("webhook-sequence").and_then(|number| number.parse().ok()),
         proof: proof(plan, world, hook, &head.headers, &body),
-        late: matches!(answer, Answer::TakeLate),
         taken,
         events,
         body,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postrider_common::admin::Readiness;
-use postrider_common::entropy::{Entropy as _, SharedEntropy, SystemEntropy};
+use postrider_common::entropy::{SharedEntropy, SystemEntropy};
 use postrider_common::id::{AgentId, ControlPlaneId};
 use postrider_common::key;
 use postrider_common::secret::Keyring;
@@ -99,9 +99,7 @@ pub fn run(plan: Plan, keep_log: bool) -> Outcome {
     let leftovers = judge::leftovers(&ground.store);
     let seen = world.seen();
     let mut wrong = judge::judge(&plan, &seen);
-    if seen.failures.is_empty() {
-        wrong.extend(leftovers);
-    }
+    wrong.extend(leftovers);
     let (hash, log) = world.log();
     Outcome {
         wrong,
@@ -248,6 +246,7 @@ fn witness(ground: Arc<Ground>) -> etcd::Witness {
             if matches!(op, Op::Put { .. }) && op.key().as_str().starts_with(key::owners().as_str()) {
                 owners.insert((op.key().to_string(), at), peer);
                 ground.world.note(format_args!("{peer} takes {}", op.key()));
+                ground.world.seen().takes.push((elapsed(), op.key().to_string(), peer));
             }
         }
         if !(0..ground.plan.agents).any(|number| Host::Agent(number).ip() == peer) {

@@ -1,6 +1,6 @@
 //! What all hosts of one simulation share outside of the simulated network: what was seen, and whether the trouble is over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +17,8 @@ use crate::net::elapsed;
 pub struct Arrival {
     /// When.
     pub at: Duration,
+    /// Who sent it.
+    pub from: Option<IpAddr>,
     /// The number of the webhook.
     pub hook: usize,
     /// How often its listener URL had been changed.
@@ -33,8 +35,6 @@ pub struct Arrival {
     pub proof: Result<(), String>,
     /// Which of its events the receiver took.
     pub taken: BTreeSet<String>,
-    /// The receiver took them, and the sender may not have heard of it in time.
-    pub late: bool,
 }
 
 /// An event that was published, and that its publisher was told is accepted.
@@ -85,6 +85,12 @@ pub struct Seen {
     pub arrivals: Vec<Arrival>,
     /// Events, in the order in which their acceptance was told.
     pub published: Vec<Published>,
+    /// Events whose publisher was not answered.
+    pub doubtful: BTreeSet<String>,
+    /// The owner key of each webhook's shard.
+    pub shards: Vec<String>,
+    /// When a shard was taken, and by whom.
+    pub takes: Vec<(Duration, String, IpAddr)>,
     /// Spans in which a webhook was certainly retired.
     pub retired: Vec<Span>,
     /// Since when a webhook's listener URL certainly was another, each time.
@@ -99,8 +105,6 @@ pub struct Seen {
     pub dead: Vec<BTreeSet<String>>,
     /// The signing secrets of each webhook, newest first.
     pub secrets: Vec<Vec<String>>,
-    /// Which agent runs where.
-    pub agents: BTreeMap<String, IpAddr>,
     /// Writes that applied although they should not have.
     pub wrong_writes: Vec<String>,
     /// What kept the run from its end.

@@ -101,6 +101,8 @@ pub struct Order {
     stray_moving: u32,
     stray_first: Option<Position>,
     stray_reading: bool,
+    /// Dead letters that are moving, to be parked without a line.
+    reviving: u32,
     /// Used up, and on their way into the index.
     blocking: usize,
     overruled: BTreeMap<Position, Overrule>,
@@ -146,6 +148,7 @@ impl Order {
             stray_moving: strays.moving,
             stray_first: strays.first,
             stray_reading: strays.reading,
+            reviving: 0,
             blocking: 0,
             overruled: BTreeMap::new(),
             decided: VecDeque::new(),
@@ -219,7 +222,7 @@ impl Order {
     /// Something is left that was parked before there was this order.
     fn waits_for_earlier(&self) -> bool {
         !self.earlier.is_empty()
-            || self.stray_moving > 0
+            || self.stray_moving + self.reviving > 0
             || self.ordering == Ordering::PerKey && self.lines.contains_key(&Line::STRICT)
     }
 
@@ -353,7 +356,7 @@ impl Order {
 
     /// Dead letters are handed to the ledger: once they are parked they go like those from before this order.
     pub const fn reviving(&mut self, count: u32) {
-        self.stray_moving += count;
+        self.reviving += count;
     }
 
     /// What a used-up delivery holds up is to wait: the generation to be noted with it. `None` if it becomes a dead letter.

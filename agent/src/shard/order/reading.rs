@@ -61,6 +61,9 @@ impl Order {
         // What moved before there was this order was written before what moved since.
         let stray = self.stray_moving.min(entry.count);
         self.stray_moving -= stray;
+        if entry.lined().is_none() {
+            self.reviving = self.reviving.saturating_sub(entry.count - stray);
+        }
         let waiting = entry.lined().and_then(|lined| self.lines.get_mut(&lined.line));
         if let Some(waiting) = waiting {
             waiting.moving.pop(entry.count - stray);

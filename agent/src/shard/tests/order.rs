@@ -27,6 +27,7 @@ use crate::shard::state::{AttemptId, Start, State};
 use postrider_common::model::bits::Bits;
 
 mod blocked;
+mod revived;
 mod store;
 
 const SHARD: ShardId = ShardId(3);

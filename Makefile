@@ -10,7 +10,11 @@ TOOLS := $(CURDIR)/.tools
 VENV := $(TOOLS)/venv
 export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo test load lint fmt clippy doc deny proto-lint build etcd venv
+# The simulation wants a runtime that takes a seed, so it is built apart.
+SIMULATION := RUSTFLAGS='--cfg tokio_unstable' CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target}/simulation \
+	cargo run --quiet --profile simulation -p postrider-tests --features simulation --bin simulate --
+
+.PHONY: help demo test load simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd venv
 
 help: ## Shows what can be made.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|'
@@ -18,12 +22,22 @@ help: ## Shows what can be made.
 demo: ## Runs Postrider in one process with a receiver of its own, and shows each request as it arrives.
 	cargo run -p postrider-standalone --bin postrider -- demo --once --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0
 
-test: etcd venv build ## Runs all tests: units, architecture, scenarios on a real cluster.
+test: etcd venv build simulation-check ## Runs all tests: a thousand simulated clusters, units, architecture, scenarios on a real cluster.
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace; else cargo test --workspace --no-fail-fast; fi
 
 load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=--help).
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/load $(ARGS)
+
+simulation: ## Runs clusters in a simulated network: make simulation ARGS='run --start 1 --seeds 10000' (see ARGS=--help).
+	$(SIMULATION) $(ARGS)
+
+simulation-check:
+	$(SIMULATION) check
+	$(SIMULATION) run
+
+simulation-bugs: ## Switches on each known bug, and looks for a simulated cluster that finds it.
+	$(SIMULATION) bugs
 
 lint: fmt clippy doc deny proto-lint ## Checks form, lints, documentation, dependencies and protobuf files.
 
@@ -32,6 +46,7 @@ fmt:
 
 clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p postrider-tests --features simulation --bin simulate -- -D warnings
 
 doc:
 	RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps

@@ -9,8 +9,8 @@ use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::{key, shard};
 use postrider_proto::v1::{
     CancelDeliveryRequest, CreateAccountRequest, CreateWebhookRequest, DeliveryCounts, DeliveryOptions, Event,
-    GetAccountUsageRequest, ListDeadLettersRequest, RedriveDeadLettersRequest, RetryPolicy, RotateSigningSecretRequest,
-    UpdateWebhookRequest, Webhook, delivery_options, webhook as webhook_form,
+    GetAccountUsageRequest, ListDeadLettersRequest, PublishResponse, RedriveDeadLettersRequest, RetryPolicy,
+    RotateSigningSecretRequest, UpdateWebhookRequest, Webhook, delivery_options, webhook as webhook_form,
 };
 use postrider_tests::client::{Client, event, may_be_sent_again, millis, no_auth, request_id, signature, webhook};
 use tokio::time::sleep;
@@ -45,7 +45,7 @@ const CALM: Duration = Duration::from_secs(150);
 const NUDGE: Duration = Duration::from_secs(10);
 
 /// Does all that a plan says; what goes wrong is noted as a failure.
-pub async fn drive(plan: &Plan, world: &World) {
+pub(crate) async fn drive(plan: &Plan, world: &World) {
     let driver = Driver {
         plan,
         world,
@@ -72,7 +72,11 @@ impl Driver<'_> {
         let publishing = join_all((0..self.plan.publishers).map(|number| self.publish(number)));
         let acting = join_all(self.plan.acts.iter().map(|(at, act)| self.act(begin + *at, *act)));
         let (published, acted, audited) = tokio::join!(publishing, acting, self.audit());
-        published.into_iter().chain(acted).chain([audited]).collect::<Result<Vec<()>, String>>()?;
+        published
+            .into_iter()
+            .chain(acted)
+            .chain([audited])
+            .collect::<Result<Vec<()>, String>>()?;
         self.calm().await?;
         self.dump().await
     }
@@ -89,13 +93,22 @@ impl Driver<'_> {
     }
 
     /// As `call`, and a refusal is an answer too.
-    async fn attempt<T, F>(&self, what: &str, first: usize, call: impl Fn(Client) -> F) -> Result<Result<T, Status>, String>
+    async fn attempt<T, F>(
+        &self,
+        what: &str,
+        first: usize,
+        call: impl Fn(Client) -> F,
+    ) -> Result<Result<T, Status>, String>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let end = elapsed() + PATIENCE;
         for turn in first.. {
-            let client = self.clients.get(turn % self.clients.len()).cloned().ok_or("no control plane")?;
+            let client = self
+                .clients
+                .get(turn % self.clients.len())
+                .cloned()
+                .ok_or("no control plane")?;
             match call(client).await {
                 Err(status) if may_be_sent_again(&status) && !status.message().starts_with(STORED) => {
                     if elapsed() > end {
@@ -168,7 +181,11 @@ impl Driver<'_> {
     async fn publish(&self, publisher: usize) -> Result<(), String> {
         let dice = Dice::new(self.plan.seed, 100 + publisher as u64);
         // An event that has expired blocks an order until somebody cancels it.
-        let may_expire = self.plan.hooks.iter().all(|hook| hook.order == Order::None || hook.dead_letters);
+        let may_expire = self
+            .plan
+            .hooks
+            .iter()
+            .all(|hook| hook.order == Order::None || hook.dead_letters);
         let pace = u64::try_from(self.plan.storm.as_millis()).unwrap_or(1) / self.plan.requests as u64;
         for request in 0..self.plan.requests {
             let count = 1 + dice.below(4);
@@ -178,7 +195,11 @@ impl Driver<'_> {
                 let one = Published {
                     id: format!("e{}", publisher * 10_000 + request * 10 + index + 1),
                     publisher,
-                    key: if dice.chance(0.15) { String::new() } else { format!("k{publisher}-{}", dice.below(3)) },
+                    key: if dice.chance(0.15) {
+                        String::new()
+                    } else {
+                        format!("k{publisher}-{}", dice.below(3))
+                    },
                     not_before: dice.chance(0.05).then(|| elapsed() + dice.millis(1_000, 4_000)),
                     expires: (may_expire && dice.chance(0.05)).then(|| elapsed() + dice.millis(6_000, 9_000)),
                 };
@@ -197,13 +218,22 @@ impl Driver<'_> {
                 sleep(dice.millis(0, pace * 2)).await;
                 continue;
             }
-            let accepted = self.publish_one(&events, &id, first).await?;
-            self.world.note(format_args!("accepted {:?}", published.iter().map(|one| &one.id).collect::<Vec<_>>()));
+            let Some(accepted) = self.publish_one(&events, &id, first).await? else {
+                self.world
+                    .seen()
+                    .doubtful
+                    .extend(published.into_iter().map(|event| event.id));
+                continue;
+            };
+            self.world.note(format_args!(
+                "accepted {:?}",
+                published.iter().map(|one| &one.id).collect::<Vec<_>>()
+            ));
             self.world.seen().published.extend(published);
             if dice.chance(0.2) {
                 let again = self.publish_one(&events, &id, first + 1).await?;
-                if !again.duplicate || again.events != accepted.events {
-                    return Err(format!("a request that was repeated is answered otherwise: {again:?}, {accepted:?}"));
+                if let Some(again) = again.filter(|again| !again.duplicate || again.events != accepted.events) {
+                    return Err(format!("a repeated request is answered {again:?}, not {accepted:?}"));
                 }
             }
             sleep(dice.millis(0, pace * 2)).await;
@@ -217,30 +247,34 @@ impl Driver<'_> {
         match client.try_publish(ACCOUNT, events.to_vec(), "").await {
             Ok(_) => self.world.seen().published.extend(published),
             Err(status) if may_be_sent_again(&status) || status.message().contains("h2 protocol error") => {
-                self.world.seen().doubtful.extend(published.into_iter().map(|event| event.id));
+                self.world
+                    .seen()
+                    .doubtful
+                    .extend(published.into_iter().map(|event| event.id));
             }
             Err(status) => return Err(format!("publishing: {status:?}")),
         }
         Ok(())
     }
 
-    async fn publish_one(
-        &self,
-        events: &[Event],
-        id: &str,
-        first: usize,
-    ) -> Result<postrider_proto::v1::PublishResponse, String> {
-        let accepted = self
-            .call("publishing", first, |client| {
+    /// Publishes under a request id until it is answered; nothing if that took longer than the events may wait: an earlier try may have been accepted.
+    async fn publish_one(&self, events: &[Event], id: &str, first: usize) -> Result<Option<PublishResponse>, String> {
+        let answer = self
+            .attempt("publishing", first, |client| {
                 let events = events.to_vec();
                 async move { client.try_publish(ACCOUNT, events, id).await }
             })
             .await?;
+        let accepted = match answer {
+            Ok(accepted) => accepted,
+            Err(status) if status.message().contains("must be in the future") => return Ok(None),
+            Err(status) => return Err(format!("publishing: {status:?}")),
+        };
         let all = i32::try_from(self.plan.hooks.len()).unwrap_or(0);
         if accepted.events.len() != events.len() || accepted.events.iter().any(|event| event.matched_webhooks != all) {
             return Err(format!("{} events were accepted as {accepted:?}", events.len()));
         }
-        Ok(accepted)
+        Ok(Some(accepted))
     }
 
     async fn act(&self, at: Duration, act: Act) -> Result<(), String> {
@@ -249,20 +283,30 @@ impl Driver<'_> {
         let lag = if self.plan.gentle { GENTLE_LAG } else { LAG };
         match act {
             Act::Retire(hook, lasts) => {
-                self.update(hook, &["active"], |webhook| webhook.active = Some(false)).await?;
+                self.update(hook, &["active"], |webhook| webhook.active = Some(false))
+                    .await?;
                 let from = elapsed() + lag;
                 sleep(lasts).await;
                 let until = Some(elapsed());
                 self.world.seen().retired.push(Span { hook, from, until });
-                self.update(hook, &["active"], |webhook| webhook.active = Some(true)).await?;
+                self.update(hook, &["active"], |webhook| webhook.active = Some(true))
+                    .await?;
             }
             Act::Touch(hook) => {
-                self.update(hook, &["description"], |webhook| webhook.description = "touched".to_owned()).await?;
+                self.update(hook, &["description"], |webhook| {
+                    webhook.description = "touched".to_owned()
+                })
+                .await?;
             }
             Act::Move(hook) => {
-                self.update(hook, &["target_url"], |webhook| webhook.target_url = url(hook, 1)).await?;
+                self.update(hook, &["target_url"], |webhook| webhook.target_url = url(hook, 1))
+                    .await?;
                 let from = elapsed() + lag;
-                self.world.seen().moved.push(Span { hook, from, until: None });
+                self.world.seen().moved.push(Span {
+                    hook,
+                    from,
+                    until: None,
+                });
             }
             Act::Rotate(hook) => self.rotate(hook).await?,
             Act::Redrive(hook) => {
@@ -332,7 +376,12 @@ impl Driver<'_> {
             .await?;
         match answer {
             // Asked again after an answer that was lost: the secret is there already.
-            Err(status) if !matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists) => {
+            Err(status)
+                if !matches!(
+                    status.code(),
+                    Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists
+                ) =>
+            {
                 Err(format!("rotating a secret: {status:?}"))
             }
             _ => Ok(()),
@@ -364,7 +413,9 @@ impl Driver<'_> {
     async fn audit(&self) -> Result<(), String> {
         while !self.world.is_over() {
             let client = self.clients.first().cloned().ok_or("no control plane")?;
-            let request = GetAccountUsageRequest { name: format!("accounts/{ACCOUNT}") };
+            let request = GetAccountUsageRequest {
+                name: format!("accounts/{ACCOUNT}"),
+            };
             if let Ok(usage) = client.accounts().get_account_usage(request).await {
                 for one in usage.into_inner().webhooks {
                     add_up(&one.webhook, one.counts.as_ref())?;
@@ -403,7 +454,9 @@ impl Driver<'_> {
     }
 
     async fn usage(&self) -> Result<Vec<Counts>, String> {
-        let request = GetAccountUsageRequest { name: format!("accounts/{ACCOUNT}") };
+        let request = GetAccountUsageRequest {
+            name: format!("accounts/{ACCOUNT}"),
+        };
         let usage = self
             .call("reading the usage", 0, |client| {
                 let request = request.clone();
@@ -414,7 +467,11 @@ impl Driver<'_> {
         let mut all = vec![Counts::default(); self.plan.hooks.len()];
         for one in usage.webhooks {
             let counts = add_up(&one.webhook, one.counts.as_ref())?;
-            let number = one.webhook.rsplit('w').next().and_then(|number| number.parse::<usize>().ok());
+            let number = one
+                .webhook
+                .rsplit('w')
+                .next()
+                .and_then(|number| number.parse::<usize>().ok());
             if let Some(place) = number.and_then(|number| all.get_mut(number)) {
                 *place = counts;
             }
@@ -472,7 +529,11 @@ fn name(hook: usize) -> String {
 
 fn url(hook: usize, place: usize) -> String {
     let host = Host::Receiver.ip();
-    if place == 0 { format!("http://{host}/w{hook}") } else { format!("http://{host}/w{hook}-{place}") }
+    if place == 0 {
+        format!("http://{host}/w{hook}")
+    } else {
+        format!("http://{host}/w{hook}-{place}")
+    }
 }
 
 fn form(number: usize, hook: &Hook) -> Webhook {
@@ -492,7 +553,11 @@ fn form(number: usize, hook: &Hook) -> Webhook {
         on_failure: on_failure.into(),
         timeout: Some(millis(i32::try_from(TIMEOUT.as_millis()).unwrap_or(2_000))),
         sequence_header: hook.numbered,
-        max_in_flight: if hook.order == Order::Strict { 0 } else { hook.max_in_flight },
+        max_in_flight: if hook.order == Order::Strict {
+            0
+        } else {
+            hook.max_in_flight
+        },
         ..DeliveryOptions::default()
     };
     match hook.sharing {
@@ -516,7 +581,11 @@ fn form(number: usize, hook: &Hook) -> Webhook {
         }),
         delivery: Some(delivery),
         when_inactive: webhook_form::WhenInactive::Hold.into(),
-        ..webhook(&url(number, 0), &["E"], if hook.signed { signature() } else { no_auth() })
+        ..webhook(
+            &url(number, 0),
+            &["E"],
+            if hook.signed { signature() } else { no_auth() },
+        )
     }
 }
 
@@ -538,7 +607,11 @@ fn add_up(webhook: &str, counts: Option<&DeliveryCounts>) -> Result<Counts, Stri
         dropped: counts.dropped.iter().map(|dropped| dropped.count).sum(),
     };
     let ended = counts.delivered + counts.waiting + counts.dead + counts.dropped;
-    if counts.accepted != ended || [counts.delivered, counts.waiting, counts.dead, counts.dropped].iter().any(|count| *count < 0) {
+    if counts.accepted != ended
+        || [counts.delivered, counts.waiting, counts.dead, counts.dropped]
+            .iter()
+            .any(|count| *count < 0)
+    {
         return Err(format!("the counts of {webhook} do not add up: {counts:?}"));
     }
     Ok(counts)

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use etcd_client::proto::{
@@ -32,22 +33,33 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::maintenance;
 use crate::net::{Accepted, Peer};
+use crate::plan::Dice;
 
 /// Answers that one stream may have waiting.
 const STREAM_DEPTH: usize = 16;
 
 /// Sees every write that was applied, and who sent it.
-pub type Witness = Arc<dyn Fn(IpAddr, &Write, Revision) + Send + Sync>;
+pub(crate) type Witness = Arc<dyn Fn(IpAddr, &Write, Revision) + Send + Sync>;
+
+/// What happens to writes on the way, while it is switched on.
+pub(crate) struct Mishaps {
+    /// Whether it is.
+    pub(crate) on: AtomicBool,
+    /// Which ones.
+    pub(crate) dice: Dice,
+}
 
 /// One member.
 #[derive(Clone)]
-pub struct Member {
+pub(crate) struct Member {
     /// What all members hold.
-    pub store: MemoryStore,
+    pub(crate) store: MemoryStore,
     /// Where revisions are cut into fragments.
-    pub entropy: SharedEntropy,
+    pub(crate) entropy: SharedEntropy,
     /// Sees what is written.
-    pub witness: Witness,
+    pub(crate) witness: Witness,
+    /// What happens to writes.
+    pub(crate) mishaps: Arc<Mishaps>,
 }
 
 impl Member {
@@ -55,7 +67,7 @@ impl Member {
     ///
     /// # Errors
     /// When the server fails.
-    pub async fn serve(
+    pub(crate) async fn serve(
         self,
         incoming: impl Stream<Item = std::io::Result<Accepted>> + Send + 'static,
     ) -> Result<(), tonic::transport::Error> {
@@ -73,13 +85,27 @@ impl Member {
             guards: request.compare.iter().map(guard).collect::<Result<_, _>>()?,
             ops: request.success.into_iter().map(op).collect::<Result<_, _>>()?,
         };
+        let mishap = self
+            .mishaps
+            .on
+            .load(Ordering::Relaxed)
+            .then(|| self.mishaps.dice.below(100));
+        let timed_out = || Status::unavailable("etcdserver: request timed out");
+        match mishap {
+            Some(0..5) => return Err(timed_out()),
+            Some(5..8) => return Err(Status::unavailable("etcdserver: no leader")),
+            Some(_) | None => {}
+        }
         let (succeeded, at) = match self.store.write(write.clone()).await {
             Ok(at) => {
                 (self.witness)(peer, &write, at);
+                if matches!(mishap, Some(8..14)) {
+                    return Err(timed_out());
+                }
                 (true, at)
             }
             Err(WriteError::Conflict) => (false, Revision::default()),
-            Err(WriteError::Unknown(_)) => return Err(Status::unavailable("etcdserver: request timed out")),
+            Err(WriteError::Unknown(_)) => return Err(timed_out()),
             Err(WriteError::NotApplied(why)) => return Err(refused(&why)),
         };
         Ok(PbTxnResponse {
@@ -115,7 +141,11 @@ impl Member {
     }
 
     /// One watch on a stream, until the client goes away.
-    async fn follow(self, mut requests: Streaming<PbWatchRequest>, answers: mpsc::Sender<Result<PbWatchResponse, Status>>) {
+    async fn follow(
+        self,
+        mut requests: Streaming<PbWatchRequest>,
+        answers: mpsc::Sender<Result<PbWatchResponse, Status>>,
+    ) {
         let Ok(Some(PbWatchRequest {
             request_union: Some(PbWatchRequestUnion::CreateRequest(create)),
         })) = requests.message().await
@@ -171,7 +201,12 @@ impl Member {
     }
 
     /// Shows what happened, sometimes in fragments. False if nobody looks.
-    async fn show(&self, changes: Changes, may_cut: bool, answers: &mpsc::Sender<Result<PbWatchResponse, Status>>) -> bool {
+    async fn show(
+        &self,
+        changes: Changes,
+        may_cut: bool,
+        answers: &mpsc::Sender<Result<PbWatchResponse, Status>>,
+    ) -> bool {
         let at = changes.revision;
         let mut events: Vec<PbEvent> = changes.changes.into_iter().map(|change| event(change, at)).collect();
         if may_cut && events.len() > 1 && self.entropy.fraction() < 0.3 {
@@ -222,7 +257,10 @@ impl PbKvService for Member {
         let listing = ListRequest {
             prefix: prefix.clone(),
             after,
-            limit: usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX),
+            limit: usize::try_from(request.limit)
+                .ok()
+                .filter(|limit| *limit > 0)
+                .unwrap_or(usize::MAX),
             revision: (request.revision > 0).then_some(Revision(request.revision)),
             keys_only: request.keys_only,
         };
@@ -284,7 +322,10 @@ impl PbWatchService for Member {
 
 #[tonic::async_trait]
 impl PbLeaseService for Member {
-    async fn lease_grant(&self, request: Request<PbLeaseGrantRequest>) -> Result<Response<PbLeaseGrantResponse>, Status> {
+    async fn lease_grant(
+        &self,
+        request: Request<PbLeaseGrantRequest>,
+    ) -> Result<Response<PbLeaseGrantResponse>, Status> {
         let seconds = u64::try_from(request.into_inner().ttl).unwrap_or(1);
         let granted = self.store.grant(Duration::from_secs(seconds)).await.map_err(unread)?;
         Ok(Response::new(PbLeaseGrantResponse {
@@ -295,7 +336,10 @@ impl PbLeaseService for Member {
         }))
     }
 
-    async fn lease_revoke(&self, request: Request<PbLeaseRevokeRequest>) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+    async fn lease_revoke(
+        &self,
+        request: Request<PbLeaseRevokeRequest>,
+    ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         let lease = LeaseId(request.into_inner().id);
         self.store.revoke(lease).await.map_err(unread)?;
         Ok(Response::new(PbLeaseRevokeResponse {
@@ -344,7 +388,7 @@ impl PbLeaseService for Member {
 }
 
 /// What nothing of Postrider calls.
-pub fn unused() -> Status {
+pub(crate) fn unused() -> Status {
     Status::unimplemented("this etcd does not have it")
 }
 
@@ -381,7 +425,9 @@ fn guard(compare: &PbCompare) -> Result<Guard, Status> {
         (PbCompareTarget::Create, Some(PbTargetUnion::CreateRevision(0))) => Ok(Guard::Absent(key)),
         (PbCompareTarget::Create, Some(PbTargetUnion::CreateRevision(at))) => Ok(Guard::Created(key, Revision(*at))),
         (PbCompareTarget::Mod, Some(PbTargetUnion::ModRevision(at))) => Ok(Guard::Modified(key, Revision(*at))),
-        _ => Err(Status::unimplemented("guards compare create and modification revisions")),
+        _ => Err(Status::unimplemented(
+            "guards compare create and modification revisions",
+        )),
     }
 }
 

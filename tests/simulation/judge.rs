@@ -15,15 +15,21 @@ use crate::world::{Arrival, Published, Seen};
 const SLACK: Duration = Duration::from_millis(1_200);
 
 /// What did not hold.
-pub fn judge(plan: &Plan, seen: &Seen) -> Vec<String> {
+pub(crate) fn judge(plan: &Plan, seen: &Seen) -> Vec<String> {
     let mut wrong = seen.failures.clone();
     wrong.extend(seen.wrong_writes.iter().take(3).cloned());
     for (number, _) in plan.hooks.iter().enumerate() {
         let arrivals: Vec<&Arrival> = seen.arrivals.iter().filter(|arrival| arrival.hook == number).collect();
-        let hook = Hook { plan, seen, number, arrivals };
+        let hook = Hook {
+            plan,
+            seen,
+            number,
+            arrivals,
+        };
         hook.only_what_was_published(&mut wrong);
         hook.proven(&mut wrong);
         hook.same_message_same_bytes(&mut wrong);
+        hook.frozen(&mut wrong);
         hook.in_time(&mut wrong);
         hook.by_present_configuration(&mut wrong);
         hook.from_its_owner(&mut wrong);
@@ -41,7 +47,7 @@ pub fn judge(plan: &Plan, seen: &Seen) -> Vec<String> {
 }
 
 /// Deliveries that a receiver took more than once.
-pub fn repeats(seen: &Seen) -> usize {
+pub(crate) fn repeats(seen: &Seen) -> usize {
     let mut times: BTreeMap<(usize, &str), usize> = BTreeMap::new();
     for arrival in &seen.arrivals {
         for event in &arrival.taken {
@@ -52,7 +58,7 @@ pub fn repeats(seen: &Seen) -> usize {
 }
 
 /// What is left in the store although nothing waits.
-pub fn leftovers(store: &MemoryStore) -> Vec<String> {
+pub(crate) fn leftovers(store: &MemoryStore) -> Vec<String> {
     let prefixes = [key::all_queues(), key::all_parked(), key::commands()];
     let mut left = Vec::new();
     for prefix in prefixes {
@@ -65,7 +71,11 @@ pub fn leftovers(store: &MemoryStore) -> Vec<String> {
         };
         // The store in memory answers at once.
         if let Some(Ok(page)) = store.list(listing).now_or_never() {
-            left.extend(page.entries.into_iter().map(|entry| format!("{} is left in the store", entry.key)));
+            left.extend(
+                page.entries
+                    .into_iter()
+                    .map(|entry| format!("{} is left in the store", entry.key)),
+            );
         }
     }
     left
@@ -85,7 +95,10 @@ impl Hook<'_> {
     }
 
     fn taken(&self) -> BTreeSet<&str> {
-        self.arrivals.iter().flat_map(|arrival| arrival.taken.iter().map(String::as_str)).collect()
+        self.arrivals
+            .iter()
+            .flat_map(|arrival| arrival.taken.iter().map(String::as_str))
+            .collect()
     }
 
     fn is_dead(&self, event: &str) -> bool {
@@ -104,7 +117,10 @@ impl Hook<'_> {
         let known: BTreeSet<&str> = certain.chain(self.seen.doubtful.iter().map(String::as_str)).collect();
         for arrival in &self.arrivals {
             if arrival.events.is_empty() || arrival.events.iter().any(|event| !known.contains(event.as_str())) {
-                wrong.push(format!("w{} got {:?}, which nobody published", self.number, arrival.events));
+                wrong.push(format!(
+                    "w{} got {:?}, which nobody published",
+                    self.number, arrival.events
+                ));
             }
         }
     }
@@ -124,15 +140,40 @@ impl Hook<'_> {
             if *first != &arrival.body {
                 wrong.push(format!("w{}: {} came with other bytes", self.number, arrival.id));
             }
-            if self.form().sharing == Sharing::Single && [&arrival.id] != arrival.events.iter().collect::<Vec<_>>()[..] {
+            if self.form().sharing == Sharing::Single && [&arrival.id] != arrival.events.iter().collect::<Vec<_>>()[..]
+            {
                 wrong.push(format!("w{}: {} holds {:?}", self.number, arrival.id, arrival.events));
+            }
+        }
+    }
+
+    /// What was sent together goes together, under one id, until some of it is taken.
+    fn frozen(&self, wrong: &mut Vec<String>) {
+        if self.seen.redriven.contains(&self.number) {
+            return;
+        }
+        let mut last: BTreeMap<&str, &Arrival> = BTreeMap::new();
+        for arrival in &self.arrivals {
+            for event in &arrival.events {
+                let before = last.insert(event, arrival);
+                let Some(before) = before.filter(|before| before.id != arrival.id) else {
+                    continue;
+                };
+                if before.taken.is_empty() || before.taken.len() == before.events.len() {
+                    let (one, other) = (&before.id, &arrival.id);
+                    wrong.push(format!("w{} got {event} in {one}, then in {other}", self.number));
+                }
             }
         }
     }
 
     fn in_time(&self, wrong: &mut Vec<String>) {
         for event in &self.seen.published {
-            for arrival in self.arrivals.iter().filter(|arrival| arrival.events.contains(&event.id)) {
+            for arrival in self
+                .arrivals
+                .iter()
+                .filter(|arrival| arrival.events.contains(&event.id))
+            {
                 if event.not_before.is_some_and(|from| arrival.at + SLACK < from) {
                     wrong.push(format!("w{} got {} before its time", self.number, event.id));
                 }
@@ -153,24 +194,42 @@ impl Hook<'_> {
             }
         }
         for span in self.seen.moved.iter().filter(|span| span.hook == self.number) {
-            if let Some(arrival) = self.arrivals.iter().find(|arrival| arrival.at > span.from && arrival.place == 0) {
-                wrong.push(format!("w{} had moved and got {} at the old place", self.number, arrival.id));
+            if let Some(arrival) = self
+                .arrivals
+                .iter()
+                .find(|arrival| arrival.at > span.from && arrival.place == 0)
+            {
+                wrong.push(format!(
+                    "w{} had moved and got {} at the old place",
+                    self.number, arrival.id
+                ));
             }
         }
     }
 
     /// Nothing comes from an agent after another has taken the shard.
     fn from_its_owner(&self, wrong: &mut Vec<String>) {
-        let Some(shard) = self.seen.shards.get(self.number) else { return };
+        let Some(shard) = self.seen.shards.get(self.number) else {
+            return;
+        };
         let takes: Vec<_> = self.seen.takes.iter().filter(|(_, taken, _)| taken == shard).collect();
         // What was sent before may still have been on its way.
         let way = self.plan.latency * 2 + Duration::from_millis(50);
         for arrival in &self.arrivals {
-            let owner = takes.iter().rev().find(|(at, ..)| *at + way < arrival.at).map(|(.., by)| *by);
-            let later = takes.iter().filter(|(at, ..)| *at + way >= arrival.at && *at <= arrival.at);
+            let owner = takes
+                .iter()
+                .rev()
+                .find(|(at, ..)| *at + way < arrival.at)
+                .map(|(.., by)| *by);
+            let later = takes
+                .iter()
+                .filter(|(at, ..)| *at + way >= arrival.at && *at <= arrival.at);
             let owners = owner.into_iter().chain(later.map(|(.., by)| *by));
             if owner.is_some() && !owners.into_iter().any(|owner| Some(owner) == arrival.from) {
-                wrong.push(format!("w{} got {} from {:?}, which does not own {shard}, at {:?}", self.number, arrival.id, arrival.from, arrival.at));
+                wrong.push(format!(
+                    "w{} got {} from {:?}, which does not own {shard}, at {:?}",
+                    self.number, arrival.id, arrival.from, arrival.at
+                ));
             }
         }
     }
@@ -197,7 +256,11 @@ impl Hook<'_> {
             return;
         }
         for line in self.lines() {
-            let place: BTreeMap<&str, usize> = line.iter().enumerate().map(|(at, event)| (event.id.as_str(), at)).collect();
+            let place: BTreeMap<&str, usize> = line
+                .iter()
+                .enumerate()
+                .map(|(at, event)| (event.id.as_str(), at))
+                .collect();
             // Whether the latest arrival of each event of the line was taken; none: it has not come.
             let mut latest: Vec<Option<bool>> = vec![None; line.len()];
             let ended = |before: &str| self.is_dead(before) || self.may_be_dropped(before);
@@ -210,7 +273,10 @@ impl Hook<'_> {
                     });
                     if let Some(before) = open {
                         let late = &line[before].id;
-                        wrong.push(format!("w{} got {event} before {late} had ended, at {:?}", self.number, arrival.at));
+                        wrong.push(format!(
+                            "w{} got {event} before {late} had ended, at {:?}",
+                            self.number, arrival.at
+                        ));
                     }
                     together.push(at);
                 }
@@ -238,7 +304,11 @@ impl Hook<'_> {
         let distinct: BTreeSet<u64> = numbers.values().copied().collect();
         let all = self.seen.published.len() + self.seen.doubtful.len();
         if distinct.len() != numbers.len() || distinct.iter().any(|number| *number == 0 || *number > all as u64) {
-            wrong.push(format!("w{}: the numbers are {distinct:?} of {} events", self.number, numbers.len()));
+            wrong.push(format!(
+                "w{}: the numbers are {distinct:?} of {} events",
+                self.number,
+                numbers.len()
+            ));
         }
     }
 
@@ -247,7 +317,10 @@ impl Hook<'_> {
         for arrival in &self.arrivals {
             for event in &arrival.taken {
                 if !taken.insert(event) {
-                    wrong.push(format!("w{} got {event} again at {:?}, without a reason", self.number, arrival.at));
+                    wrong.push(format!(
+                        "w{} got {event} again at {:?}, without a reason",
+                        self.number, arrival.at
+                    ));
                 }
             }
         }
@@ -267,18 +340,32 @@ impl Hook<'_> {
         let least = count(self.seen.published.len());
         let most = least + count(self.seen.doubtful.len());
         if !(least..=most).contains(&counts.accepted) {
-            wrong.push(format!("w{number}: {least} to {most} events were accepted, and {} are counted", counts.accepted));
+            wrong.push(format!(
+                "w{number}: {least} to {most} events were accepted, and {} are counted",
+                counts.accepted
+            ));
         }
         if i64::try_from(dead.len()).ok() != Some(counts.dead) {
-            wrong.push(format!("w{number}: {} dead letters are listed, and {} are counted", dead.len(), counts.dead));
+            wrong.push(format!(
+                "w{number}: {} dead letters are listed, and {} are counted",
+                dead.len(),
+                counts.dead
+            ));
         }
         let cancelled = self.seen.cancelled.iter().filter(|(hook, _)| *hook == number).count();
         if counts.dropped > i64::try_from(cancelled).unwrap_or(0) {
-            wrong.push(format!("w{number}: {} were dropped, and {cancelled} were to be", counts.dropped));
+            wrong.push(format!(
+                "w{number}: {} were dropped, and {cancelled} were to be",
+                counts.dropped
+            ));
         }
         // An answer that was lost can make a dead letter of what was taken, never the other way around.
         if counts.delivered > i64::try_from(taken.len()).unwrap_or(0) {
-            wrong.push(format!("w{number}: {} are counted as delivered, and it took {}", counts.delivered, taken.len()));
+            wrong.push(format!(
+                "w{number}: {} are counted as delivered, and it took {}",
+                counts.delivered,
+                taken.len()
+            ));
         }
     }
 }

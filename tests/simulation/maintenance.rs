@@ -14,17 +14,21 @@ use tonic::{Request, Response, Status};
 use crate::etcd::unused;
 
 /// The service.
-pub struct Maintenance(MemoryStore);
+pub(crate) struct Maintenance(MemoryStore);
 
 /// The service over what all members hold.
-pub fn server(store: MemoryStore) -> PbMaintenanceServer<Maintenance> {
+pub(crate) fn server(store: MemoryStore) -> PbMaintenanceServer<Maintenance> {
     PbMaintenanceServer::new(Maintenance(store))
 }
 
 #[tonic::async_trait]
 impl PbMaintenanceService for Maintenance {
     async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
-        let usage = self.0.usage().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let usage = self
+            .0
+            .usage()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         let bytes = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         Ok(Response::new(PbStatusResponse {
             db_size: bytes(usage.size),

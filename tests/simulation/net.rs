@@ -24,12 +24,12 @@ const EPOCH: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long since the simulation began, by the host that asks; what is called from outside of any host gets zero.
-pub fn elapsed() -> Duration {
+pub(crate) fn elapsed() -> Duration {
     turmoil::sim_elapsed().unwrap_or_default()
 }
 
 /// Dials in the simulated network.
-pub struct SimDialer;
+pub(crate) struct SimDialer;
 
 #[async_trait]
 impl Dialer for SimDialer {
@@ -44,7 +44,7 @@ impl Dialer for SimDialer {
 }
 
 /// Knows no names: receivers are given by their addresses.
-pub struct NoNames;
+pub(crate) struct NoNames;
 
 #[async_trait]
 impl Resolver for NoNames {
@@ -54,9 +54,9 @@ impl Resolver for NoNames {
 }
 
 /// The wall clock of one host, which is wrong by `skew` milliseconds.
-pub struct SkewedClock {
+pub(crate) struct SkewedClock {
     /// Milliseconds that it is ahead.
-    pub skew: i64,
+    pub(crate) skew: i64,
 }
 
 impl Clock for SkewedClock {
@@ -67,16 +67,16 @@ impl Clock for SkewedClock {
 }
 
 /// The true wall time at `elapsed` since the beginning.
-pub fn wall(elapsed: Duration) -> Timestamp {
+pub(crate) fn wall(elapsed: Duration) -> Timestamp {
     EPOCH + elapsed
 }
 
 /// A connection that a server accepted.
-pub struct Accepted(TcpStream);
+pub(crate) struct Accepted(TcpStream);
 
 /// Who is at the other end of an accepted connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(pub Option<IpAddr>);
+pub(crate) struct Peer(pub Option<IpAddr>);
 
 impl Connected for Accepted {
     type ConnectInfo = Peer;
@@ -110,7 +110,7 @@ impl AsyncWrite for Accepted {
 ///
 /// # Errors
 /// When the port is taken.
-pub async fn listen(port: u16) -> io::Result<impl Stream<Item = io::Result<Accepted>> + Send + 'static> {
+pub(crate) async fn listen(port: u16) -> io::Result<impl Stream<Item = io::Result<Accepted>> + Send + 'static> {
     let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)).await?;
     Ok(futures_util::stream::unfold(listener, |listener| async move {
         let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
@@ -119,7 +119,7 @@ pub async fn listen(port: u16) -> io::Result<impl Stream<Item = io::Result<Accep
 }
 
 /// A gRPC channel to `address`.
-pub fn channel(address: SocketAddr) -> Channel {
+pub(crate) fn channel(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}"))
         .expect("an address is a URI")
         .timeout(CALL_DEADLINE)
@@ -132,6 +132,6 @@ pub fn channel(address: SocketAddr) -> Channel {
 }
 
 /// A shared clock without skew.
-pub fn true_clock() -> Arc<SkewedClock> {
+pub(crate) fn true_clock() -> Arc<SkewedClock> {
     Arc::new(SkewedClock { skew: 0 })
 }

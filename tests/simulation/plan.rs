@@ -6,43 +6,43 @@ use std::time::Duration;
 use postrider_common::entropy::{Entropy, SystemEntropy};
 
 /// Chance for one simulation.
-pub struct Dice(SystemEntropy);
+pub(crate) struct Dice(SystemEntropy);
 
 impl Dice {
     /// The dice of a seed; different ones for different uses.
-    pub fn new(seed: u64, stream: u64) -> Self {
+    pub(crate) fn new(seed: u64, stream: u64) -> Self {
         Self(SystemEntropy::seeded(seed.wrapping_mul(1_000_003).wrapping_add(stream)))
     }
 
     /// A number below `count`.
-    pub fn below(&self, count: usize) -> usize {
+    pub(crate) fn below(&self, count: usize) -> usize {
         usize::try_from(self.0.next_u64() % (count.max(1) as u64)).unwrap_or(0)
     }
 
     /// A number from `from` to `to`.
-    pub fn between(&self, from: u64, to: u64) -> u64 {
+    pub(crate) fn between(&self, from: u64, to: u64) -> u64 {
         from + self.0.next_u64() % (to - from + 1)
     }
 
     /// Whether something of this probability happens.
-    pub fn chance(&self, probability: f64) -> bool {
+    pub(crate) fn chance(&self, probability: f64) -> bool {
         self.0.fraction() < probability
     }
 
     /// A time from `from` to `to` milliseconds.
-    pub fn millis(&self, from: u64, to: u64) -> Duration {
+    pub(crate) fn millis(&self, from: u64, to: u64) -> Duration {
         Duration::from_millis(self.between(from, to))
     }
 
     /// One of some things.
-    pub fn one<T: Copy>(&self, of: &[T]) -> T {
+    pub(crate) fn one<T: Copy>(&self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 }
 
 /// A host of the simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Host {
+pub(crate) enum Host {
     /// A member of etcd.
     Etcd(u8),
     /// A control plane.
@@ -57,7 +57,7 @@ pub enum Host {
 
 impl Host {
     /// Its address. The receiver's is a public one, so that the usual rules of egress let it be reached.
-    pub const fn ip(self) -> IpAddr {
+    pub(crate) const fn ip(self) -> IpAddr {
         IpAddr::V4(match self {
             Self::Etcd(number) => Ipv4Addr::new(192, 168, 1, 1 + number),
             Self::Control(number) => Ipv4Addr::new(192, 168, 2, 1 + number),
@@ -68,7 +68,7 @@ impl Host {
     }
 
     /// Where it listens.
-    pub const fn address(self) -> SocketAddr {
+    pub(crate) const fn address(self) -> SocketAddr {
         let port = match self {
             Self::Etcd(_) => 2379,
             Self::Control(_) => 50051,
@@ -79,11 +79,11 @@ impl Host {
 }
 
 /// Members of etcd.
-pub const MEMBERS: u8 = 3;
+pub(crate) const MEMBERS: u8 = 3;
 
 /// One thing that goes wrong, for a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// A host is killed, and started again after the time.
     Kill(Host),
     /// A program is asked to stop, and started again after the time.
@@ -106,18 +106,18 @@ pub enum Fault {
 
 /// When something goes wrong, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Trouble {
+pub(crate) struct Trouble {
     /// When.
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// For how long.
-    pub lasts: Duration,
+    pub(crate) lasts: Duration,
     /// What.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 /// In which order a webhook wants its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// Any.
     None,
     /// Of each key.
@@ -128,7 +128,7 @@ pub enum Order {
 
 /// How events share requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sharing {
+pub(crate) enum Sharing {
     /// Not at all.
     Single,
     /// What waits goes together.
@@ -139,7 +139,7 @@ pub enum Sharing {
 
 /// How a webhook's receiver behaves while there is trouble.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// It takes everything.
     Good,
     /// It fails this part of the requests, in various ways; also by taking them and answering too late, if `late`.
@@ -157,28 +157,28 @@ pub enum Manner {
 
 /// A webhook.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Hook {
+pub(crate) struct Hook {
     /// Its order.
-    pub order: Order,
+    pub(crate) order: Order,
     /// Whether what is used up becomes a dead letter, in an order.
-    pub dead_letters: bool,
+    pub(crate) dead_letters: bool,
     /// Attempts until an event is used up; 0 means no limit.
-    pub max_attempts: i32,
+    pub(crate) max_attempts: i32,
     /// How events share requests.
-    pub sharing: Sharing,
+    pub(crate) sharing: Sharing,
     /// Whether requests are signed.
-    pub signed: bool,
+    pub(crate) signed: bool,
     /// Whether events are numbered.
-    pub numbered: bool,
+    pub(crate) numbered: bool,
     /// Requests under way at once.
-    pub max_in_flight: i32,
+    pub(crate) max_in_flight: i32,
     /// Its receiver.
-    pub manner: Manner,
+    pub(crate) manner: Manner,
 }
 
 /// What an administrator does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// Retires a webhook, which holds what is published meanwhile, and activates it again after the time.
     Retire(usize, Duration),
     /// Changes a webhook's description.
@@ -195,38 +195,38 @@ pub enum Act {
 
 /// All of it.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What it was drawn from.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Nothing goes wrong that may make a receiver see an event twice.
-    pub gentle: bool,
+    pub(crate) gentle: bool,
     /// Control planes.
-    pub controls: u8,
+    pub(crate) controls: u8,
     /// Agents.
-    pub agents: u8,
+    pub(crate) agents: u8,
     /// Shards.
-    pub shards: u16,
+    pub(crate) shards: u16,
     /// Longest way through the network.
-    pub latency: Duration,
+    pub(crate) latency: Duration,
     /// Milliseconds that each agent's clock is ahead.
-    pub skews: Vec<i64>,
+    pub(crate) skews: Vec<i64>,
     /// The webhooks.
-    pub hooks: Vec<Hook>,
+    pub(crate) hooks: Vec<Hook>,
     /// Publishers, each of which publishes one request after the other.
-    pub publishers: usize,
+    pub(crate) publishers: usize,
     /// Requests of each publisher.
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// How long there is trouble.
-    pub storm: Duration,
+    pub(crate) storm: Duration,
     /// What goes wrong.
-    pub troubles: Vec<Trouble>,
+    pub(crate) troubles: Vec<Trouble>,
     /// What administrators do.
-    pub acts: Vec<(Duration, Act)>,
+    pub(crate) acts: Vec<(Duration, Act)>,
 }
 
 impl Plan {
     /// The plan of a seed.
-    pub fn of(seed: u64) -> Self {
+    pub(crate) fn of(seed: u64) -> Self {
         let dice = Dice::new(seed, 0);
         let gentle = dice.chance(0.3);
         let (controls, agents) = (dice.one(&[1, 2, 2, 3]), dice.one(&[1, 2, 2, 3]));
@@ -258,7 +258,12 @@ impl Plan {
         }
         for _ in 0..dice.between(0, 4) {
             let at = dice.millis(1_500, 9_000);
-            plan.acts.push((at, act(&dice, &plan)));
+            let act = act(&dice, &plan);
+            // A second one would activate the webhook that the first wants retired.
+            let again = |(_, other): &(Duration, Act)| matches!((act, *other), (Act::Retire(one, _), Act::Retire(two, _)) if one == two);
+            if !plan.acts.iter().any(again) {
+                plan.acts.push((at, act));
+            }
         }
         plan.troubles.sort_by_key(|trouble| trouble.at);
         plan.acts.sort_by_key(|(at, _)| *at);
@@ -334,7 +339,7 @@ fn fault(dice: &Dice, plan: &Plan) -> Fault {
 fn act(dice: &Dice, plan: &Plan) -> Act {
     let hook = dice.below(plan.hooks.len());
     match dice.below(6) {
-        0 => Act::Retire(hook, dice.millis(500, 4_000)),
+        0 => Act::Retire(hook, dice.millis(500, 14_000)),
         1 => Act::Touch(hook),
         2 => Act::Move(hook),
         3 => Act::Rotate(hook),

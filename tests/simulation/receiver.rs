@@ -22,7 +22,7 @@ use crate::plan::{Dice, Host, Manner, Plan};
 use crate::world::{Arrival, World};
 
 /// How long a webhook's request may take.
-pub const TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is done with one request.
 enum Answer {
@@ -42,7 +42,7 @@ enum Answer {
 ///
 /// # Errors
 /// When the port is taken.
-pub async fn serve(plan: Arc<Plan>, world: Arc<World>) -> io::Result<()> {
+pub(crate) async fn serve(plan: Arc<Plan>, world: Arc<World>) -> io::Result<()> {
     let dice = Arc::new(Dice::new(plan.seed, 2));
     let mut incoming = pin!(net::listen(Host::Receiver.address().port()).await?);
     while let Some(connection) = incoming.next().await {
@@ -51,7 +51,9 @@ pub async fn serve(plan: Arc<Plan>, world: Arc<World>) -> io::Result<()> {
         let from = connection.connect_info().0;
         tokio::spawn(async move {
             let service = service_fn(|request| answer(&plan, &world, &dice, from, request));
-            let served = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(connection), service);
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(connection), service);
             // The sender may break a connection whenever it likes.
             let _ = served.await;
         });
@@ -95,7 +97,11 @@ async fn answer(
         "w{hook} gets {} {:?} and takes {:?}",
         arrival.id, arrival.events, arrival.taken
     ));
-    let refused: Vec<&String> = arrival.events.iter().filter(|event| !arrival.taken.contains(*event)).collect();
+    let refused: Vec<&String> = arrival
+        .events
+        .iter()
+        .filter(|event| !arrival.taken.contains(*event))
+        .collect();
     let partial = serde_json::json!({ "failed": refused }).to_string();
     world.seen().arrivals.push(arrival);
     tokio::time::sleep(dice.millis(0, 30)).await;
@@ -140,7 +146,9 @@ fn decide(plan: &Plan, world: &World, dice: &Dice, hook: usize, events: &[String
         return Answer::Take;
     }
     match manner {
-        Manner::Down(from, until) if (from..until).contains(&elapsed()) => Answer::Refuse(StatusCode::BAD_GATEWAY, None),
+        Manner::Down(from, until) if (from..until).contains(&elapsed()) => {
+            Answer::Refuse(StatusCode::BAD_GATEWAY, None)
+        }
         Manner::Flaky { fails, late } if dice.chance(fails) => match dice.below(6) {
             0 => Answer::Refuse(StatusCode::INTERNAL_SERVER_ERROR, None),
             1 => Answer::Refuse(StatusCode::TOO_MANY_REQUESTS, Some("1")),
@@ -155,8 +163,11 @@ fn decide(plan: &Plan, world: &World, dice: &Dice, hook: usize, events: &[String
 }
 
 /// The number in an event's id: `e` and digits.
-pub fn number(event: &str) -> usize {
-    event.trim_start_matches(|symbol: char| !symbol.is_ascii_digit()).parse().unwrap_or(0)
+pub(crate) fn number(event: &str) -> usize {
+    event
+        .trim_start_matches(|symbol: char| !symbol.is_ascii_digit())
+        .parse()
+        .unwrap_or(0)
 }
 
 /// `<webhook>` or `<webhook>-<place>`.
@@ -168,18 +179,30 @@ fn parse(text: &str) -> Option<(usize, usize)> {
 fn events(body: &[u8]) -> Option<Vec<String>> {
     let json: serde_json::Value = serde_json::from_slice(body).ok()?;
     let events = json.get("events")?.as_array()?;
-    events.iter().map(|event| Some(event.get("eventId")?.as_str()?.to_owned())).collect()
+    events
+        .iter()
+        .map(|event| Some(event.get("eventId")?.as_str()?.to_owned()))
+        .collect()
 }
 
 fn proof(plan: &Plan, world: &World, hook: usize, headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
     let signed = plan.hooks.get(hook).is_some_and(|hook| hook.signed);
     if !signed {
         let has = headers.contains_key("webhook-signature");
-        return if has { Err("a signature that nobody asked for".to_owned()) } else { Ok(()) };
+        return if has {
+            Err("a signature that nobody asked for".to_owned())
+        } else {
+            Ok(())
+        };
     }
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let (id, timestamp) = (text("webhook-id").unwrap_or_default(), text("webhook-timestamp").unwrap_or_default());
-    let timestamp: i64 = timestamp.parse().map_err(|_| format!("{timestamp:?} is no timestamp"))?;
+    let (id, timestamp) = (
+        text("webhook-id").unwrap_or_default(),
+        text("webhook-timestamp").unwrap_or_default(),
+    );
+    let timestamp: i64 = timestamp
+        .parse()
+        .map_err(|_| format!("{timestamp:?} is no timestamp"))?;
     let given: Vec<&str> = text("webhook-signature").unwrap_or_default().split(' ').collect();
     let secrets = world.seen().secrets.get(hook).cloned().unwrap_or_default();
     let fits = |secret: &String| {
@@ -187,7 +210,10 @@ fn proof(plan: &Plan, world: &World, hook: usize, headers: &HeaderMap, body: &[u
         let signature = webhook.sign(id, timestamp, body).ok()?;
         given.contains(&signature.as_str()).then_some(())
     };
-    secrets.iter().find_map(fits).ok_or_else(|| "no secret fits the signature".to_owned())
+    secrets
+        .iter()
+        .find_map(fits)
+        .ok_or_else(|| "no secret fits the signature".to_owned())
 }
 
 fn empty(status: StatusCode) -> Response<Full<Bytes>> {
@@ -195,4 +221,3 @@ fn empty(status: StatusCode) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response
 }
-

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,12 +14,14 @@ use postrider_common::id::{AgentId, ControlPlaneId};
 use postrider_common::key;
 use postrider_common::secret::Keyring;
 use postrider_common::store::etcd::{EtcdConfig, EtcdStore};
-use postrider_common::store::memory::{Fault as StoreFault, MemoryStore};
+use postrider_common::store::memory::MemoryStore;
 use postrider_common::store::{Guard, Op, Revision, SharedStore, Store as _, Write};
 use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use turmoil::Sim;
 
+use crate::etcd::Mishaps;
 use crate::net::{self, NoNames, SimDialer, SkewedClock, elapsed};
 use crate::plan::{Dice, Fault, Host, MEMBERS, Plan, Trouble};
 use crate::world::World;
@@ -38,19 +40,24 @@ const LONGEST: Duration = Duration::from_secs(400);
 const STOP_FOR: Duration = Duration::from_secs(20);
 
 /// How one simulation ended.
-pub struct Outcome {
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Outcome {
     /// What was wrong; nothing, if all promises held.
-    pub wrong: Vec<String>,
+    pub(crate) wrong: Vec<String>,
     /// The hash of everything that was noted.
-    pub hash: String,
+    pub(crate) hash: String,
     /// What was noted, if that was asked for.
-    pub log: Vec<String>,
+    pub(crate) log: Vec<String>,
     /// Events accepted.
-    pub accepted: usize,
+    pub(crate) accepted: usize,
     /// Deliveries that a receiver took more than once.
-    pub repeats: usize,
+    pub(crate) repeats: usize,
+    /// How often a shard was taken.
+    pub(crate) takes: usize,
+    /// How often each kind of fault struck.
+    pub(crate) struck: BTreeMap<String, usize>,
     /// How long it took, in its own time.
-    pub lasted: Duration,
+    pub(crate) lasted: Duration,
 }
 
 /// What the hosts stand on.
@@ -58,18 +65,41 @@ struct Ground {
     plan: Arc<Plan>,
     world: Arc<World>,
     store: MemoryStore,
+    mishaps: Arc<Mishaps>,
     /// How the programs that run are told to stop.
     stops: Mutex<BTreeMap<Host, CancellationToken>>,
     keyring: Vec<u8>,
 }
 
-/// Runs the simulation of a plan.
-pub fn run(plan: Plan, keep_log: bool) -> Outcome {
+/// A runtime that ends drops its tasks in an order that depends on their numbers, of which a process has one sequence: makes it begin alike.
+fn align_tasks() {
+    /// Lists of tasks that a runtime of one thread has.
+    const LISTS: u64 = 4;
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else {
+        return;
+    };
+    runtime.block_on(async {
+        loop {
+            let number = tokio::spawn(async {}).id().to_string().parse::<u64>();
+            if number.is_ok_and(|number| number % LISTS == 0) {
+                return;
+            }
+        }
+    });
+}
+
+/// Runs the simulation of a plan. For the same plan to give the same run nothing else may run in the process.
+pub(crate) fn run(plan: Plan, keep_log: bool) -> Outcome {
+    align_tasks();
     let plan = Arc::new(plan);
     let world = Arc::new(World::new(keep_log));
     let entropy = SystemEntropy::seeded(plan.seed);
     let ground = Arc::new(Ground {
         store: MemoryStore::timed(never_back()),
+        mishaps: Arc::new(Mishaps {
+            on: AtomicBool::new(false),
+            dice: Dice::new(plan.seed, 3),
+        }),
         stops: Mutex::default(),
         keyring: Keyring::generate(&entropy).as_bytes().to_vec(),
         plan: plan.clone(),
@@ -107,6 +137,8 @@ pub fn run(plan: Plan, keep_log: bool) -> Outcome {
         log,
         accepted: seen.published.len(),
         repeats: judge::repeats(&seen),
+        takes: seen.takes.len(),
+        struck: weather.struck,
         lasted,
     }
 }
@@ -130,6 +162,7 @@ fn populate(sim: &mut Sim<'_>, ground: &Arc<Ground>) {
                 store: ground.store.clone(),
                 entropy: Arc::new(SystemEntropy::seeded(ground.plan.seed ^ u64::from(number))),
                 witness: witness.clone(),
+                mishaps: ground.mishaps.clone(),
             };
             async move {
                 member.serve(net::listen(host.address().port()).await?).await?;
@@ -252,18 +285,27 @@ fn witness(ground: Arc<Ground>) -> etcd::Witness {
         if !(0..ground.plan.agents).any(|number| Host::Agent(number).ip() == peer) {
             return;
         }
-        let of_shards = [key::all_progress(), key::all_parked(), key::all_dead(), key::all_queues(), key::commands()];
+        let of_shards = [
+            key::all_progress(),
+            key::all_parked(),
+            key::all_dead(),
+            key::all_queues(),
+            key::commands(),
+        ];
         for op in &write.ops {
             let touched = op.key();
-            if !of_shards.iter().any(|prefix| touched.as_str().starts_with(prefix.as_str())) {
+            if !of_shards
+                .iter()
+                .any(|prefix| touched.as_str().starts_with(prefix.as_str()))
+            {
                 continue;
             }
             let shard = touched.as_str().split('/').nth(1).unwrap_or_default();
             let owner = format!("{}{shard}", key::owners());
             let by_its_owner = write.guards.iter().any(|guard| match guard {
-                Guard::Created(key, epoch) if key.as_str() == owner => {
-                    owners.get(&(owner.clone(), *epoch)).is_some_and(|taken_by| *taken_by == peer)
-                }
+                Guard::Created(key, epoch) if key.as_str() == owner => owners
+                    .get(&(owner.clone(), *epoch))
+                    .is_some_and(|taken_by| *taken_by == peer),
                 Guard::Created(..) | Guard::Absent(_) | Guard::Modified(..) => false,
             });
             if !by_its_owner {
@@ -286,6 +328,8 @@ struct Weather {
     /// Hosts that are down.
     down: BTreeSet<Host>,
     is_over: bool,
+    /// How often each kind of fault struck.
+    struck: BTreeMap<String, usize>,
 }
 
 impl Weather {
@@ -299,6 +343,7 @@ impl Weather {
             going_on: Vec::new(),
             down: BTreeSet::new(),
             is_over: false,
+            struck: BTreeMap::new(),
         }
     }
 
@@ -327,8 +372,13 @@ impl Weather {
         while self.coming.last().is_some_and(|next| begins + next.at <= now) {
             let Some(next) = self.coming.pop() else { return };
             if self.strike(sim, next.fault) {
-                self.ground.world.note_at(now, format_args!("{:?} for {:?}", next.fault, next.lasts));
+                self.ground
+                    .world
+                    .note_at(now, format_args!("{:?} for {:?}", next.fault, next.lasts));
                 self.going_on.push((now + next.lasts, next.fault));
+                let kind = format!("{:?}", next.fault);
+                let kind: String = kind.chars().filter(|symbol| !symbol.is_ascii_digit()).collect();
+                *self.struck.entry(kind.replace("()", "")).or_default() += 1;
             }
         }
     }
@@ -346,7 +396,11 @@ impl Weather {
     fn strike(&mut self, sim: &mut Sim<'_>, fault: Fault) -> bool {
         let members: Vec<IpAddr> = (0..MEMBERS).map(|number| Host::Etcd(number).ip()).collect();
         let victim = Self::victim(fault);
-        let busy = |host| self.going_on.iter().any(|(_, other)| Self::victim(*other) == Some(host));
+        let busy = |host| {
+            self.going_on
+                .iter()
+                .any(|(_, other)| Self::victim(*other) == Some(host))
+        };
         let is_member = |host: &Host| matches!(host, Host::Etcd(_));
         if victim.is_some_and(busy) || victim.as_ref().is_some_and(is_member) && self.down.iter().any(is_member) {
             return false;
@@ -364,19 +418,14 @@ impl Weather {
             }
             Fault::Cut(one, other) => sim.partition(one.ip(), other.ip()),
             Fault::CutOff(host) => members.iter().for_each(|member| sim.partition(host.ip(), *member)),
-            Fault::CutOffOut(host) => members.iter().for_each(|member| sim.partition_oneway(host.ip(), *member)),
-            Fault::CutOffIn(host) => members.iter().for_each(|member| sim.partition_oneway(*member, host.ip())),
+            Fault::CutOffOut(host) => members
+                .iter()
+                .for_each(|member| sim.partition_oneway(host.ip(), *member)),
+            Fault::CutOffIn(host) => members
+                .iter()
+                .for_each(|member| sim.partition_oneway(*member, host.ip())),
             Fault::Hold(host) => members.iter().for_each(|member| sim.hold(host.ip(), *member)),
-            Fault::LostWrites => {
-                let dice = Dice::new(self.ground.plan.seed, 3);
-                let strikes = move |_: &Write| match dice.below(100) {
-                    0..5 => Some(StoreFault::LostAnswer),
-                    5..10 => Some(StoreFault::LostRequest),
-                    10..13 => Some(StoreFault::Away),
-                    _ => None,
-                };
-                self.ground.store.inject(Box::new(strikes));
-            }
+            Fault::LostWrites => self.ground.mishaps.on.store(true, Ordering::Relaxed),
             Fault::Compact => {
                 use futures_util::FutureExt as _;
                 let store = &self.ground.store;
@@ -389,30 +438,41 @@ impl Weather {
         true
     }
 
+    fn start_again(&mut self, sim: &mut Sim<'_>, host: Host) {
+        self.down.remove(&host);
+        // The program says how to stop it as soon as it runs.
+        let mut stops = self.ground.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        stops.remove(&host);
+        drop(stops);
+        sim.bounce(host.ip());
+    }
+
     /// Ends a fault; false if that takes longer.
     fn undo(&mut self, sim: &mut Sim<'_>, since: Duration, fault: Fault) -> bool {
         let members: Vec<IpAddr> = (0..MEMBERS).map(|number| Host::Etcd(number).ip()).collect();
         match fault {
             Fault::Kill(host) => {
-                self.down.remove(&host);
-                sim.bounce(host.ip());
+                self.start_again(sim, host);
             }
             Fault::Stop(host) => {
                 if sim.is_host_running(host.ip()) {
                     if sim.elapsed() > since + STOP_FOR {
-                        self.ground.world.seen().failures.push(format!("{host:?} does not stop"));
+                        self.ground
+                            .world
+                            .seen()
+                            .failures
+                            .push(format!("{host:?} does not stop"));
                     }
                     return false;
                 }
-                self.down.remove(&host);
-                sim.bounce(host.ip());
+                self.start_again(sim, host);
             }
             Fault::Cut(one, other) => sim.repair(one.ip(), other.ip()),
             Fault::CutOff(host) => members.iter().for_each(|member| sim.repair(host.ip(), *member)),
             Fault::CutOffOut(host) => members.iter().for_each(|member| sim.repair_oneway(host.ip(), *member)),
             Fault::CutOffIn(host) => members.iter().for_each(|member| sim.repair_oneway(*member, host.ip())),
             Fault::Hold(host) => members.iter().for_each(|member| sim.release(host.ip(), *member)),
-            Fault::LostWrites => self.ground.store.heal(),
+            Fault::LostWrites => self.ground.mishaps.on.store(false, Ordering::Relaxed),
             Fault::Compact => {}
         }
         true

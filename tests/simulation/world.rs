@@ -14,105 +14,105 @@ use crate::net::elapsed;
 
 /// One request as a receiver saw it, whole.
 #[derive(Debug, Clone)]
-pub struct Arrival {
+pub(crate) struct Arrival {
     /// When.
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// Who sent it.
-    pub from: Option<IpAddr>,
+    pub(crate) from: Option<IpAddr>,
     /// The number of the webhook.
-    pub hook: usize,
+    pub(crate) hook: usize,
     /// How often its listener URL had been changed.
-    pub place: usize,
+    pub(crate) place: usize,
     /// The header `webhook-id`.
-    pub id: String,
+    pub(crate) id: String,
     /// The header `webhook-sequence`.
-    pub sequence: Option<u64>,
+    pub(crate) sequence: Option<u64>,
     /// The events in it, in order.
-    pub events: Vec<String>,
+    pub(crate) events: Vec<String>,
     /// The body.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     /// What is wrong with its proof.
-    pub proof: Result<(), String>,
+    pub(crate) proof: Result<(), String>,
     /// Which of its events the receiver took.
-    pub taken: BTreeSet<String>,
+    pub(crate) taken: BTreeSet<String>,
 }
 
 /// An event that was published, and that its publisher was told is accepted.
 #[derive(Debug, Clone)]
-pub struct Published {
+pub(crate) struct Published {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// The publisher that published it.
-    pub publisher: usize,
+    pub(crate) publisher: usize,
     /// Its ordering key.
-    pub key: String,
+    pub(crate) key: String,
     /// It must not be sent before.
-    pub not_before: Option<Duration>,
+    pub(crate) not_before: Option<Duration>,
     /// It must not be sent after.
-    pub expires: Option<Duration>,
+    pub(crate) expires: Option<Duration>,
 }
 
 /// The counts of one webhook at the end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Accepted for it.
-    pub accepted: i64,
+    pub(crate) accepted: i64,
     /// Delivered.
-    pub delivered: i64,
+    pub(crate) delivered: i64,
     /// Still waiting.
-    pub waiting: i64,
+    pub(crate) waiting: i64,
     /// Dead letters.
-    pub dead: i64,
+    pub(crate) dead: i64,
     /// Dropped.
-    pub dropped: i64,
+    pub(crate) dropped: i64,
 }
 
 /// A span of time in which something was so, with slack.
 #[derive(Debug, Clone, Copy)]
-pub struct Span {
+pub(crate) struct Span {
     /// The webhook.
-    pub hook: usize,
+    pub(crate) hook: usize,
     /// From when.
-    pub from: Duration,
+    pub(crate) from: Duration,
     /// Until when; none if it is so for good.
-    pub until: Option<Duration>,
+    pub(crate) until: Option<Duration>,
 }
 
 /// What was seen.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Requests, in order of arrival.
-    pub arrivals: Vec<Arrival>,
+    pub(crate) arrivals: Vec<Arrival>,
     /// Events, in the order in which their acceptance was told.
-    pub published: Vec<Published>,
+    pub(crate) published: Vec<Published>,
     /// Events whose publisher was not answered.
-    pub doubtful: BTreeSet<String>,
+    pub(crate) doubtful: BTreeSet<String>,
     /// The owner key of each webhook's shard.
-    pub shards: Vec<String>,
+    pub(crate) shards: Vec<String>,
     /// When a shard was taken, and by whom.
-    pub takes: Vec<(Duration, String, IpAddr)>,
+    pub(crate) takes: Vec<(Duration, String, IpAddr)>,
     /// Spans in which a webhook was certainly retired.
-    pub retired: Vec<Span>,
+    pub(crate) retired: Vec<Span>,
     /// Since when a webhook's listener URL certainly was another, each time.
-    pub moved: Vec<Span>,
+    pub(crate) moved: Vec<Span>,
     /// Events of a webhook that were asked to be cancelled.
-    pub cancelled: BTreeSet<(usize, String)>,
+    pub(crate) cancelled: BTreeSet<(usize, String)>,
     /// Whether dead letters were redriven.
-    pub redriven: BTreeSet<usize>,
+    pub(crate) redriven: BTreeSet<usize>,
     /// At the end: the counts of each webhook.
-    pub counts: Vec<Counts>,
+    pub(crate) counts: Vec<Counts>,
     /// At the end: the dead letters of each webhook.
-    pub dead: Vec<BTreeSet<String>>,
+    pub(crate) dead: Vec<BTreeSet<String>>,
     /// The signing secrets of each webhook, newest first.
-    pub secrets: Vec<Vec<String>>,
+    pub(crate) secrets: Vec<Vec<String>>,
     /// Writes that applied although they should not have.
-    pub wrong_writes: Vec<String>,
+    pub(crate) wrong_writes: Vec<String>,
     /// What kept the run from its end.
-    pub failures: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 /// What all hosts share.
-pub struct World {
+pub(crate) struct World {
     seen: Mutex<Seen>,
     log: Mutex<Log>,
     over: AtomicBool,
@@ -127,7 +127,7 @@ struct Log {
 
 impl World {
     /// A new one, which keeps the lines of its log only if it is told to.
-    pub fn new(keep_log: bool) -> Self {
+    pub(crate) fn new(keep_log: bool) -> Self {
         Self {
             seen: Mutex::default(),
             log: Mutex::new(Log {
@@ -141,12 +141,12 @@ impl World {
     }
 
     /// What was seen.
-    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes something: it counts in the hash of the log.
-    pub fn note(&self, what: fmt::Arguments<'_>) {
+    pub(crate) fn note(&self, what: fmt::Arguments<'_>) {
         let line = format!("{:>9.3} {what}", elapsed().as_secs_f64());
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.hash.update(line.as_bytes());
@@ -157,7 +157,7 @@ impl World {
     }
 
     /// Notes something that the simulation itself did, at a time of its own.
-    pub fn note_at(&self, at: Duration, what: fmt::Arguments<'_>) {
+    pub(crate) fn note_at(&self, at: Duration, what: fmt::Arguments<'_>) {
         let line = format!("{:>9.3} {what}", at.as_secs_f64());
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.hash.update(line.as_bytes());
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// The hash of all notes, and their lines.
-    pub fn log(&self) -> (String, Vec<String>) {
+    pub(crate) fn log(&self) -> (String, Vec<String>) {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let hash = log.hash.clone().finalize();
         let hex = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -176,27 +176,27 @@ impl World {
     }
 
     /// Whether there is no trouble any more.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
     /// There is no trouble any more.
-    pub fn end_trouble(&self) {
+    pub(crate) fn end_trouble(&self) {
         self.over.store(true, Ordering::Relaxed);
     }
 
     /// Whether the cluster has begun to work, so that trouble may begin.
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Relaxed)
     }
 
     /// The cluster works.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.settled.store(true, Ordering::Relaxed);
     }
 
     /// The number of the next start of a program.
-    pub fn next_start(&self) -> u64 {
+    pub(crate) fn next_start(&self) -> u64 {
         self.starts.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use postrider_common::id::AgentId;
 use postrider_common::key;
+use postrider_common::planted::{self, Bug};
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, LeaseId, Op, Revision, SharedStore, Write, WriteError, mirror};
 use postrider_common::wire::stored;
@@ -197,6 +198,9 @@ impl Session {
         self.mine.insert(shard, Mine::Changing);
         let (store, owners) = (Arc::clone(&self.store), self.owners.clone());
         self.tasks.spawn(async move {
+            if planted::is(Bug::ReleasedUnwritten) {
+                delete_key(&store, &owners, shard, epoch).await;
+            }
             first.await;
             delete_key(&store, &owners, shard, epoch).await;
             Done::Gone(shard)
@@ -237,7 +241,11 @@ async fn create_key(
         agent: agent.as_str().to_owned(),
     });
     let write = Write {
-        guards: vec![Guard::Absent(key.clone())],
+        guards: if planted::is(Bug::TakenUnguarded) {
+            Vec::new()
+        } else {
+            vec![Guard::Absent(key.clone())]
+        },
         ops: vec![Op::put_leased(key.clone(), value, lease)],
     };
     let unsettled = match store.write(write).await {

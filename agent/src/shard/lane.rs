@@ -11,6 +11,7 @@ use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{Parked, ParkedKind};
 use postrider_common::model::failing::Failing;
 use postrider_common::model::webhook::{DEFAULT_MAX_IN_FLIGHT, Webhook};
+use postrider_common::planted::{self, Bug};
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
@@ -137,6 +138,7 @@ impl Lane {
             Config::Unknown | Config::Unreadable => Revision::default(),
         };
         match known {
+            Known::Found(..) if planted::is(Bug::ChangeUnseen) && matches!(self.config, Config::Known(..)) => {}
             Known::Found(webhook, at)
                 if *at > revision || matches!(self.config, Config::Unknown | Config::Unreadable) =>
             {
@@ -179,7 +181,7 @@ impl Lane {
     /// The configuration by which something may be sent now.
     pub fn active(&self) -> Option<&Arc<Webhook>> {
         match &self.config {
-            Config::Known(webhook, _) if webhook.is_serving() => Some(webhook),
+            Config::Known(webhook, _) if webhook.is_serving() || planted::is(Bug::RetiredServed) => Some(webhook),
             Config::Known(..) | Config::Unknown | Config::Unreadable | Config::Gone(_) => None,
         }
     }

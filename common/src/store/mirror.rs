@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::{Changes, Entry, ReadError, Revision, SharedStore, WatchError, list_all};
 use crate::key::Key;
+use crate::planted::{self, Bug};
 use crate::task;
 
 /// Pause before the first repetition; it doubles up to [`LAST_PAUSE`] and starts again with each sign of life.
@@ -115,6 +116,9 @@ impl<A: FnMut(Update)> Mirror<A> {
             let Err(error) = self.follow().await;
             if error == WatchError::Compacted {
                 self.last = None;
+                if planted::is(Bug::CompactionIgnored) {
+                    self.last = present(&self.store, &self.prefix).await;
+                }
             }
             tracing::debug!(mirror = self.name, %error, "mirror interrupted");
             tokio::time::sleep(self.pause).await;
@@ -128,6 +132,9 @@ impl<A: FnMut(Update)> Mirror<A> {
             Some(last) => last,
             None => self.list().await?,
         };
+        if planted::is(Bug::WatchFromNow) {
+            last = present(&self.store, &self.prefix).await.unwrap_or(last);
+        }
         // The store bounds the silence of a watch by itself: it alone knows how to ask the other side for a sign of life.
         let mut watch = self.store.watch(&self.prefix, last.next()).await?;
         while let Some(changes) = watch.next().await {
@@ -160,6 +167,11 @@ impl<A: FnMut(Update)> Mirror<A> {
         self.last = Some(revision);
         self.seen.send_replace(Some(revision));
     }
+}
+
+/// The store's revision now. Only known bugs ask.
+async fn present(store: &SharedStore, key: &Key) -> Option<Revision> {
+    store.get(key).await.ok().map(|(_, at)| at)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Guard, LeaseId, NotApplied, Op, ReadError, Revision, SharedStore, Write, WriteError};
 use crate::key::Key;
+use crate::planted;
 use crate::wire::stored;
 
 /// Guards and operations that a lane adds to every write: callers leave room for one of each.
@@ -64,6 +65,10 @@ impl Lane {
         lease: Option<LeaseId>,
         deadline: Instant,
     ) -> Result<Revision, WriteError> {
+        if let Some((first, later)) = planted::split(write) {
+            Box::pin(self.commit(&first, lease, deadline)).await?;
+            return Box::pin(self.commit(&later, lease, deadline)).await;
+        }
         let marked = self.marked(write, lease);
         let mut pause = FIRST_PAUSE;
         loop {

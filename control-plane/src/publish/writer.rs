@@ -10,6 +10,7 @@ use std::time::Duration;
 use postrider_common::entropy::SharedEntropy;
 use postrider_common::id::ControlPlaneId;
 use postrider_common::key;
+use postrider_common::planted::{self, Bug};
 use postrider_common::store::once::Lane;
 use postrider_common::store::{LeaseId, NotApplied, SharedStore, WriteError};
 use tokio::time::Instant;
@@ -137,6 +138,12 @@ impl Writer {
                     }
                 }
                 Err(WriteError::NotApplied(NotApplied::LeaseGone)) => self.lease.invalidate(),
+                Err(_) if planted::is(Bug::AckedBeforeCommit) => {
+                    *named = self.begin();
+                    self.succeed(batch, &sealed);
+                    return Some((sealed.unpacked, sealed.packed));
+                }
+                Err(WriteError::Unknown(_)) if planted::is(Bug::SentAgainBlindly) => *named = self.begin(),
                 Err(error) => {
                     if matches!(error, WriteError::Unknown(_)) {
                         Counters::count(&self.counters.unknown, 1);

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use postrider_common::key::{self, Key, Parked};
 use postrider_common::model::bits::Bits;
+use postrider_common::planted::{self, Bug};
 use postrider_common::shard::ShardId;
 use postrider_common::store::{Guard, Revision, Write};
 use postrider_common::time::Timestamp;
@@ -91,6 +92,11 @@ pub struct Part {
 impl Book {
     /// The book of a shard that was just taken.
     pub fn new(shard: ShardId, epoch: Revision, found: Found) -> Self {
+        let counts = if planted::is(Bug::CountsForgotten) {
+            Counts::default()
+        } else {
+            found.counts
+        };
         Self {
             shard,
             epoch,
@@ -100,7 +106,7 @@ impl Book {
             unopened: found.progress.unwrap_or_default(),
             pending: VecDeque::new(),
             next_number: 1,
-            counts: found.counts,
+            counts,
         }
     }
 
@@ -138,6 +144,9 @@ impl Book {
 
     /// What makes a transaction valid.
     pub fn guard(&self) -> Guard {
+        if planted::is(Bug::NoEpochGuard) {
+            return Guard::Absent(Key::from_stored("planted"));
+        }
         Guard::Created(key::owner(self.shard), self.epoch)
     }
 

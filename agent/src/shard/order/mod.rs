@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use postrider_common::model::order::{Line, OnFailure, Ordering, Position};
 use postrider_common::model::webhook::Webhook;
+use postrider_common::planted::{self, Bug};
 use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
@@ -345,7 +346,9 @@ impl Order {
     /// A delivery is handed to the ledger, to be parked in its own line.
     pub fn park(&mut self, delivery: &Delivery) -> Line {
         let line = self.line_of(delivery);
-        self.moves(line, delivery.state.position);
+        if !planted::is(Bug::LineGoesOn) {
+            self.moves(line, delivery.state.position);
+        }
         line
     }
 
@@ -355,7 +358,11 @@ impl Order {
     }
 
     /// Dead letters are handed to the ledger: once they are parked they go like those from before this order.
-    pub const fn reviving(&mut self, count: u32) {
+    pub fn reviving(&mut self, count: u32) {
+        if planted::is(Bug::RevivedTakenForOwn) {
+            self.stray_moving += count;
+            return;
+        }
         self.reviving += count;
     }
 

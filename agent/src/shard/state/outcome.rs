@@ -9,6 +9,7 @@ use postrider_common::model::failing::Failing;
 use postrider_common::model::history::{self, Fate};
 use postrider_common::model::usage::Dropped;
 use postrider_common::model::webhook::Webhook;
+use postrider_common::planted::{self, Bug};
 use postrider_common::retry::{Next, UsedUp};
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
@@ -77,7 +78,8 @@ impl State {
                     retry_after: None,
                     fraction,
                 };
-                if left.is_empty() {
+                if left.is_empty() || planted::is(Bug::PartTakenForAll) {
+                    self.delivered(&left, effects);
                     carry(&over, &Fate::Delivered, effects);
                     self.delivered(&over, effects);
                 } else {
@@ -222,7 +224,7 @@ impl State {
             }
             carry(&deliveries, &Fate::Waiting(due), effects);
             // What is left of a batch is another one: a receiver that remembers ids has seen the first.
-            let id = if over.is_empty() {
+            let id = if over.is_empty() && !planted::is(Bug::BatchRemade) {
                 id.clone()
             } else {
                 format!("{id}.{attempts}").into()

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use postrider_common::model::webhook::Webhook;
+use postrider_common::planted::{self, Bug};
 use postrider_common::time::Timestamp;
 
 use super::marks::Mark;
@@ -39,7 +40,9 @@ impl State {
         let bytes = deliveries.iter().map(|delivery| delivery.bytes).sum();
         let too_old = now.saturating_since(age_from(&webhook, &deliveries)) > webhook.retry.max_age;
         // The members of a batch stay together whatever becomes of one of them meanwhile.
-        let expired = first.batch.is_none() && first.event.expire_time.is_some_and(|expires| expires <= now);
+        let expired = !planted::is(Bug::SentTooLate)
+            && first.batch.is_none()
+            && first.event.expire_time.is_some_and(|expires| expires <= now);
         let doomed = if expired { Some(EXPIRED) } else { too_old.then_some(AGE) };
         if first.origin.uid != webhook.uid || doomed.is_some() || cancelled {
             let lane = self.lane(at)?;

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use postrider_common::key::Key;
 use postrider_common::model::segment::Event;
+use postrider_common::planted::{self, Bug};
 use postrider_common::task;
 use postrider_common::time::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
@@ -177,7 +178,10 @@ impl Worker {
     fn new(shards: Shards, tenure: Tenure, group: &task::Group, found: Found, fenced: CancellationToken) -> Self {
         let wake = Arc::new(Notify::new());
         let purse = Arc::new(Purse::new(shards.budget.clone()));
-        let progress = found.book.progress.clone().unwrap_or_default();
+        let mut progress = found.book.progress.clone().unwrap_or_default();
+        if planted::is(Bug::ProgressForgotten) {
+            progress.clear();
+        }
         let counted: Vec<_> = found.book.counts.numbered().collect();
         let pen = shards
             .ledger

@@ -41,6 +41,9 @@ const GENTLE_LAG: Duration = Duration::from_secs(4);
 /// How long it may take, after all trouble, until nothing waits any more.
 const CALM: Duration = Duration::from_secs(150);
 
+/// How long the cluster is left alone before what is left is looked at.
+const LAST: Duration = Duration::from_secs(5);
+
 /// How often used-up events of ordered webhooks are tried anew then.
 const NUDGE: Duration = Duration::from_secs(10);
 
@@ -433,6 +436,8 @@ impl Driver<'_> {
             let usage = self.usage().await?;
             let waiting: Vec<usize> = (0..usage.len()).filter(|hook| usage[*hook].waiting > 0).collect();
             if waiting.is_empty() {
+                // Commands that had nothing to do are put away.
+                sleep(LAST).await;
                 return Ok(());
             }
             if elapsed() > end {

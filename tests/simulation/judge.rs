@@ -32,7 +32,7 @@ pub(crate) fn judge(plan: &Plan, seen: &Seen) -> Vec<String> {
         hook.frozen(&mut wrong);
         hook.in_time(&mut wrong);
         hook.by_present_configuration(&mut wrong);
-        hook.from_its_owner(&mut wrong);
+        hook.comes_from_its_owner(&mut wrong);
         hook.in_order(&mut wrong);
         hook.numbered(&mut wrong);
         if plan.gentle {
@@ -208,7 +208,7 @@ impl Hook<'_> {
     }
 
     /// Nothing comes from an agent after another has taken the shard.
-    fn from_its_owner(&self, wrong: &mut Vec<String>) {
+    fn comes_from_its_owner(&self, wrong: &mut Vec<String>) {
         let Some(shard) = self.seen.shards.get(self.number) else {
             return;
         };

@@ -141,6 +141,23 @@ impl Catalog {
         view.webhooks.get(name).map_or(absent, Stored::known)
     }
 
+    /// As of which revision there is no webhook of this name, if the store agrees with the mirror that there is none. Asks for as long as it takes.
+    pub async fn absent(&self, name: &Name) -> Option<Revision> {
+        if !matches!(self.current(name), Known::Absent(_)) {
+            return None;
+        }
+        let key = key::webhook(&name.0, &name.1);
+        loop {
+            match self.store.get(&key).await {
+                Ok((entry, revision)) => return entry.is_none().then_some(revision),
+                Err(error) => {
+                    tracing::debug!(%error, "a webhook cannot be read for now");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
     /// What is known at once about the webhook `uid` called `name`, by no configuration older than `at_least`; `None` if the store has to be asked.
     pub fn peek(&self, name: &Name, uid: &Uid, at_least: Revision) -> Option<Known> {
         let view = self.shared.read();

@@ -19,6 +19,7 @@ const CHANGES: usize = 256;
 #[derive(Clone)]
 pub struct Commands {
     shared: Arc<Shared>,
+    mirror: mirror::Handle,
 }
 
 struct Shared {
@@ -35,8 +36,13 @@ impl Commands {
         });
         let target = shared.clone();
         let apply = move |update| target.apply(update);
-        mirror::spawn(group, "commands", store, key::commands(), false, apply);
-        Self { shared }
+        let mirror = mirror::spawn(group, "commands", store, key::commands(), false, apply);
+        Self { shared, mirror }
+    }
+
+    /// Returns when all commands are known for the first time.
+    pub async fn synced(&self) {
+        self.mirror.synced().await;
     }
 
     /// The commands to the owner of a shard.

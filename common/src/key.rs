@@ -287,6 +287,12 @@ pub fn dead_of(shard: ShardId, account: &AccountId, webhook: &WebhookId) -> Key 
     Key::new(format!("dead/{:04}/{account}/{webhook}/", shard.0))
 }
 
+/// Where the dead letters of one webhook end: after all of them, and before those of the next.
+pub fn after_dead_of(shard: ShardId, account: &AccountId, webhook: &WebhookId) -> Key {
+    // `0` comes after `/`, and no id can stand between.
+    Key::new(format!("dead/{:04}/{account}/{webhook}0", shard.0))
+}
+
 /// One segment of dead letters; `due` is when the first of them died.
 pub fn dead_segment(dead: &Parked) -> Key {
     Key::new(format!("dead/{}", placed(dead)))

@@ -92,10 +92,10 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// The breaker of a webhook that was failing when another agent had it: it begins with a probe.
+    /// The breaker of a webhook that was failing when another agent had it: it begins with a probe, after the rest that was asked for.
     pub const fn resume(streak: Streak) -> Self {
         Self {
-            state: State::Tripped(Timestamp::from_millis(0)),
+            state: State::Tripped(streak.rest_until),
             streak: Some(streak),
             failures: 0,
             trips: 0,
@@ -152,10 +152,13 @@ impl Breaker {
                 status,
                 retry_after,
             } => {
-                self.streak = Some(
-                    self.streak
-                        .map_or_else(|| Streak::begin(now), |streak| streak.failed(now)),
-                );
+                let mut streak = self
+                    .streak
+                    .map_or_else(|| Streak::begin(now), |streak| streak.failed(now));
+                if let Some(wish) = retry_after.filter(|_| is_unwell(reason, status)) {
+                    streak.rest_until = streak.rest_until.max(now + wish.min(LONGEST_WISH));
+                }
+                self.streak = Some(streak);
                 if is_unwell(reason, status) {
                     self.unwell(reason, retry_after, now, fraction);
                 } else {

@@ -1,6 +1,6 @@
 //! Since when a webhook has only failed, and what of it is kept in the store, so that the death of an agent does not begin the count anew. Pure.
 //!
-//! `failing/S/A/W` is written once a webhook has failed for a while, refreshed now and then, and deleted after the next success: a receiver that is down costs a
+//! `failing/S/A/W` is written once a webhook has failed for a while, or asks to be left alone for a while; it is refreshed now and then, and deleted after the next success: a receiver that is down costs a
 //! write an hour. It is the shard owner's, as everything else that it records. It counts for one generation of the webhook only: whoever changes a
 //! webhook, or puts it back after a suspension, begins anew.
 
@@ -23,6 +23,9 @@ const LONGEST_GAP: Duration = Duration::from_secs(48 * 3600);
 /// Failing for less than this is not worth a write: it is what an agent's death may add to [`SUSPEND_AFTER`].
 const NOTE_AFTER: Duration = Duration::from_secs(60);
 
+/// To be left alone for less than this is not worth a write: it takes an agent's shards about as long to find another owner.
+const REST_NOTED: Duration = Duration::from_secs(3);
+
 /// The end of a streak is written again when it has moved this far: far less than [`LONGEST_GAP`], and a write an hour for a receiver that is down.
 const REFRESH_AFTER: Duration = Duration::from_secs(3600);
 
@@ -33,12 +36,18 @@ pub struct Streak {
     pub since: Timestamp,
     /// The last.
     pub last: Timestamp,
+    /// Until when the receiver has asked to be left alone; long ago if it has not.
+    pub rest_until: Timestamp,
 }
 
 impl Streak {
     /// One failure.
     pub const fn begin(now: Timestamp) -> Self {
-        Self { since: now, last: now }
+        Self {
+            since: now,
+            last: now,
+            rest_until: Timestamp::from_millis(0),
+        }
     }
 
     /// The streak after another failure.
@@ -48,8 +57,8 @@ impl Streak {
             return Self::begin(now);
         }
         Self {
-            since: self.since,
             last: self.last.max(now),
+            ..self
         }
     }
 
@@ -58,6 +67,7 @@ impl Streak {
         (noted.uid == *uid && noted.generation == generation).then_some(Self {
             since: noted.since,
             last: noted.last,
+            rest_until: noted.rest_until,
         })
     }
 
@@ -120,20 +130,24 @@ pub fn note(
         return erased;
     };
     let present = written.and_then(|written| Streak::noted(written, webhook));
-    let enough = match present {
-        // A streak that begins anew stands in the way of the old one.
-        Some(present) => {
-            present.since != streak.since
-                || streak.last.saturating_since(present.last) >= REFRESH_AFTER.min(suspend_after / 10)
-        }
-        None => streak.last.saturating_since(streak.since) >= NOTE_AFTER.min(suspend_after / 10),
-    };
+    let rests = present.map_or(streak.last, |present| present.rest_until.max(streak.last));
+    let asks = streak.rest_until.saturating_since(rests) >= REST_NOTED;
+    let enough = asks
+        || match present {
+            // A streak that begins anew stands in the way of the old one.
+            Some(present) => {
+                present.since != streak.since
+                    || streak.last.saturating_since(present.last) >= REFRESH_AFTER.min(suspend_after / 10)
+            }
+            None => streak.last.saturating_since(streak.since) >= NOTE_AFTER.min(suspend_after / 10),
+        };
     match (enough, present) {
         (true, _) => Note::Write(Failing {
             uid: webhook.0.clone(),
             generation: webhook.1,
             since: streak.since,
             last: streak.last,
+            rest_until: streak.rest_until,
         }),
         (false, Some(_)) => Note::Keep,
         // Of another generation, or of another webhook.
@@ -206,6 +220,7 @@ mod tests {
         let week = Streak {
             since: BEGIN,
             last: BEGIN + SUSPEND_AFTER,
+            ..Streak::begin(BEGIN)
         };
         let failing = cause(Reason::Status, Some(503), Some(week), SUSPEND_AFTER).unwrap();
         let detail =
@@ -228,6 +243,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_receiver_asks_for_is_noted_at_once_and_only_if_it_is_long() {
+        let uid = uid();
+        let webhook = (&uid, 1);
+        let asking = |seconds| Streak {
+            rest_until: BEGIN + Duration::from_secs(seconds),
+            ..Streak::begin(BEGIN)
+        };
+        assert_eq!(note(Some(asking(2)), Some(webhook), None, SUSPEND_AFTER), Note::Keep);
+        let Note::Write(noted) = note(Some(asking(30)), Some(webhook), None, SUSPEND_AFTER) else {
+            panic!("it is not noted");
+        };
+        assert_eq!(Streak::noted(&noted, webhook), Some(asking(30)));
+        for (seconds, writes) in [(30, false), (32, false), (33, true)] {
+            let next = note(Some(asking(seconds)), Some(webhook), Some(&noted), SUSPEND_AFTER);
+            assert_eq!(matches!(next, Note::Write(_)), writes, "{seconds}");
+        }
+    }
+
+    #[test]
     fn a_changed_webhook_begins_anew() {
         let uid = uid();
         let old = Failing {
@@ -235,6 +269,7 @@ mod tests {
             generation: 1,
             since: BEGIN,
             last: BEGIN + Duration::from_secs(3600),
+            rest_until: BEGIN,
         };
         assert!(Streak::noted(&old, (&uid, 1)).is_some());
         let webhook = (&uid, 2);

@@ -54,6 +54,7 @@ pub fn rewrite(
         kept: Vec::new(),
         revived: Vec::new(),
         dropped: Vec::new(),
+        note: None,
     };
     let mut waits: Vec<Delivery> = Vec::new();
     for target in &segment.targets {

@@ -313,6 +313,8 @@ pub struct Rewrite {
     pub revived: Vec<Vec<Delivery>>,
     /// Those that are dropped: whose, why, and how many.
     pub dropped: Vec<(Arc<Origin>, Dropped, u64)>,
+    /// The key of the command that asks for it, and what is noted there.
+    pub note: Option<(Key, Bytes)>,
 }
 
 impl Rewrite {

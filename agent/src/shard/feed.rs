@@ -11,7 +11,7 @@ use postrider_common::key::{self, Key, Parked};
 use postrider_common::model::failing::Failing;
 use postrider_common::model::usage::{Name, Usage};
 use postrider_common::shard::ShardId;
-use postrider_common::store::{ReadError, Revision, SharedStore, list_all};
+use postrider_common::store::{ListRequest, ReadError, Revision, SharedStore, list_all};
 use postrider_common::task;
 use postrider_common::wire::stored;
 use postrider_proto::stored as pb;
@@ -41,14 +41,19 @@ pub struct Found {
     pub shard_count: Option<NonZeroU16>,
     /// Webhooks that were failing.
     pub failing: Vec<((AccountId, WebhookId), Failing)>,
+    /// Webhooks of the parked segments that do not exist any more, as of a revision: nobody owned the shard when they were deleted.
+    pub gone: BTreeMap<(AccountId, WebhookId), Revision>,
 }
 
 /// Reads what a shard holds, until the store answers. Only its owner writes these keys, so they do not change behind the owner's back.
-pub async fn find(store: &SharedStore, shard: ShardId) -> Found {
+pub async fn find(store: &SharedStore, catalog: &Catalog, shard: ShardId) -> Found {
     let mut pause = FIRST_PAUSE;
     loop {
         match find_once(store, shard).await {
-            Ok(found) => return found,
+            Ok(mut found) => {
+                found.gone = find_gone(catalog, &found).await;
+                return found;
+            }
             Err(error) => tracing::warn!(%shard, %error, "what a shard holds cannot be read"),
         }
         tokio::time::sleep(pause).await;
@@ -93,6 +98,47 @@ async fn find_once(store: &SharedStore, shard: ShardId) -> Result<Found, ReadErr
         }
     }
     Ok(found)
+}
+
+/// Which webhooks do not exist any more. The store is asked after everything was found: so whatever was found of them was theirs.
+async fn find_gone(catalog: &Catalog, found: &Found) -> BTreeMap<(AccountId, WebhookId), Revision> {
+    let parked = found.parked.iter();
+    let names: BTreeSet<_> = parked
+        .map(|parked| (parked.account.clone(), parked.webhook.clone()))
+        .collect();
+    let mut gone = BTreeMap::new();
+    for name in names {
+        if let Some(at) = catalog.absent(&name).await {
+            gone.insert(name, at);
+        }
+    }
+    gone
+}
+
+/// The webhooks that have dead letters in a shard: one read for each, however many they are.
+pub async fn with_dead_letters(store: &SharedStore, shard: ShardId) -> Result<Vec<(AccountId, WebhookId)>, ReadError> {
+    let mut request = ListRequest {
+        prefix: key::dead(shard),
+        after: None,
+        limit: 1,
+        revision: None,
+        keys_only: true,
+    };
+    let mut names = Vec::new();
+    loop {
+        let page = store.list(request.clone()).await?;
+        let Some(entry) = page.entries.first() else {
+            return Ok(names);
+        };
+        request.after = Some(match key::parse_dead(&entry.key) {
+            Some(at) => {
+                let last = key::after_dead_of(shard, &at.account, &at.webhook);
+                names.push((at.account, at.webhook));
+                last
+            }
+            None => entry.key.clone(),
+        });
+    }
 }
 
 /// What was counted: by the progress, and where that says nothing by keys.

@@ -23,6 +23,17 @@ pub struct Command {
     pub create_time: Timestamp,
     /// What to do.
     pub action: Action,
+    /// How far it was carried out; `None` while nothing of it was done.
+    pub begun: Option<Begun>,
+}
+
+/// What was done of a command about several dead letters: noted with each part of it, so that the next owner goes on where the last one died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// When it was begun: what died later is not meant, and a rate counts from here.
+    pub time: Timestamp,
+    /// How many were revived so far.
+    pub revived: u64,
 }
 
 /// What to do.

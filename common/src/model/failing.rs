@@ -14,4 +14,6 @@ pub struct Failing {
     pub since: Timestamp,
     /// The last failure, as of the last writing.
     pub last: Timestamp,
+    /// Until when the receiver has asked to be left alone; long ago if it has not.
+    pub rest_until: Timestamp,
 }

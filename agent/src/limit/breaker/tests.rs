@@ -230,6 +230,16 @@ fn a_webhook_that_was_failing_elsewhere_begins_with_a_probe_and_a_new_configurat
 }
 
 #[test]
+fn what_a_receiver_asked_for_is_kept_by_the_next_agent() {
+    let mut breaker = Breaker::default();
+    breaker.started();
+    breaker.ended(throttled(30), BEGIN, 0.0);
+    let next = Breaker::resume(breaker.streak().unwrap());
+    assert_eq!(next.until(), breaker.until());
+    assert_eq!(next.until(), Some(BEGIN + Duration::from_secs(30)));
+}
+
+#[test]
 fn a_breaker_is_small() {
     assert!(size_of::<Breaker>() <= 64);
 }

@@ -238,13 +238,17 @@ impl<'a, 'r> Drawing<'a, 'r> {
     /// Takes what becomes of a segment of dead letters, if there is room for all.
     fn take_rewrite(&mut self, rewrite: &'a Rewrite) -> bool {
         let bytes: usize = rewrite.deliveries().map(|delivery| size(&delivery.event)).sum();
-        let ops = 1 + usize::from(!rewrite.kept.is_empty()) + rewrite.revived.len();
+        let ops =
+            1 + usize::from(!rewrite.kept.is_empty()) + rewrite.revived.len() + usize::from(rewrite.note.is_some());
         if bytes > self.room.bytes && self.room.bytes != DRAFT_BYTES || self.room.ops < ops {
             return false;
         }
         self.room.bytes = self.room.bytes.saturating_sub(bytes);
         self.room.ops -= ops;
         self.discarded.push(key::dead_segment(&rewrite.segment));
+        if let Some((key, value)) = &rewrite.note {
+            self.notes.insert(key, value);
+        }
         self.rewrites += 1;
         for delivery in rewrite.revived.iter().flatten() {
             self.change(&delivery.origin).dead -= 1;

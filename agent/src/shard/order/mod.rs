@@ -102,8 +102,9 @@ pub struct Order {
     stray_moving: u32,
     stray_first: Option<Position>,
     stray_reading: bool,
-    /// Dead letters that are moving, to be parked without a line.
+    /// Dead letters on their way into the index, and whether more may come.
     reviving: u32,
+    redriving: bool,
     /// Used up, and on their way into the index.
     blocking: usize,
     overruled: BTreeMap<Position, Overrule>,
@@ -150,6 +151,7 @@ impl Order {
             stray_first: strays.first,
             stray_reading: strays.reading,
             reviving: 0,
+            redriving: false,
             blocking: 0,
             overruled: BTreeMap::new(),
             decided: VecDeque::new(),
@@ -223,7 +225,9 @@ impl Order {
     /// Something is left that was parked before there was this order.
     fn waits_for_earlier(&self) -> bool {
         !self.earlier.is_empty()
-            || self.stray_moving + self.reviving > 0
+            || self.stray_moving > 0
+            || self.reviving > 0
+            || self.redriving
             || self.ordering == Ordering::PerKey && self.lines.contains_key(&Line::STRICT)
     }
 
@@ -364,6 +368,11 @@ impl Order {
             return;
         }
         self.reviving += count;
+    }
+
+    /// Whether dead letters are being redriven: what was accepted waits for those that are still to come.
+    pub const fn redriving(&mut self, redriving: bool) {
+        self.redriving = redriving;
     }
 
     /// What a used-up delivery holds up is to wait: the generation to be noted with it. `None` if it becomes a dead letter.

@@ -223,3 +223,43 @@ impl Order {
         self.index.len() + self.earlier.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use postrider_common::key::ParkedKind;
+    use postrider_common::model::order::{Line, Lined};
+
+    use super::*;
+    use crate::shard::order::Strays;
+    use crate::shard::tests::webhook;
+
+    #[test]
+    fn what_is_revived_is_not_taken_for_what_moves_in_a_line() {
+        let mut strict = webhook("a");
+        strict.order.ordering = Ordering::Strict;
+        let strays = Strays {
+            in_flight: 0,
+            moving: 0,
+            first: None,
+            reading: false,
+        };
+        let mut order = Order::new(&strict, 1, strays);
+        let first = Position::after(Revision(7));
+        order.moves(Line::STRICT, first);
+        order.reviving(1);
+        let lined = Lined {
+            line: Line::STRICT,
+            first,
+            blocked: 0,
+        };
+        for kind in [ParkedKind::Ordered(lined), ParkedKind::Single] {
+            let entry = Entry {
+                count: 1,
+                kind,
+                ..Entry::default()
+            };
+            order.stored(entry);
+        }
+        assert_eq!(order.first_moving(), None);
+    }
+}

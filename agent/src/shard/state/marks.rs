@@ -2,7 +2,8 @@
 //!
 //! A delivery may be anywhere when somebody asks: in the queue, in memory, under way, parked. It is marked by its event's id, and the mark is obeyed wherever
 //! the delivery comes by next: when it is read, when its turn comes, when its attempt has failed. Marks live in memory only; the command that asks for one
-//! stays in the store until it is obeyed.
+//! stays in the store until it is obeyed. So what is to be tried now is parked again, due at once, before the command goes: an attempt in memory would die with
+//! its agent.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,10 @@ use postrider_common::key::{Parked, ParkedKind};
 use postrider_common::time::Timestamp;
 
 use super::State;
-use crate::shard::delivery::{Delivery, Effects, Load};
+use super::ordered::{From, renew};
+use crate::shard::delivery::{Delivery, Effects, Load, Place};
 use crate::shard::entry::Entry;
+use crate::shard::lane::Config;
 use crate::shard::order::Overrule;
 
 /// What is wanted.
@@ -96,6 +99,19 @@ impl State {
         self.settle(at, now, effects);
     }
 
+    /// Dead letters of a webhook are to be redriven: if it keeps an order, what was accepted waits until all of them are parked.
+    pub fn redrive_begins(&mut self, name: (AccountId, WebhookId)) {
+        self.redriven.insert(name);
+    }
+
+    /// All of them are parked.
+    pub fn redrive_ends(&mut self, name: &(AccountId, WebhookId), now: Timestamp, effects: &mut Effects) {
+        self.redriven.remove(name);
+        if let Some(at) = self.by_webhook.get(name).copied() {
+            self.settle(at, now, effects);
+        }
+    }
+
     /// Dead letters of a webhook are handed to the ledger, to be parked: they go before what was accepted since, if it keeps an order.
     pub fn reviving(&mut self, account: &AccountId, webhook: &WebhookId, count: u32) {
         let at = self.lane_of(account, webhook);
@@ -114,12 +130,52 @@ impl State {
         };
         let marks = &self.marks;
         for mut delivery in lane.take_waiting(|delivery| marks.contains_key(&Marked::of(delivery))) {
-            if self.obey(&mut delivery, now) == Some(Mark::Cancel) {
-                self.cancel(&delivery, now, effects);
-            } else if let Some(lane) = self.lane(at) {
-                lane.push_ready(delivery);
+            match self.obey(&mut delivery, now) {
+                Some(Mark::Cancel) => self.cancel(&delivery, now, effects),
+                Some(Mark::Retry) | None => self.park(at, delivery, effects),
             }
         }
+    }
+
+    /// Parks again, due at once, what of a parked segment is to be tried now; the rest, and all that was read of the queue, is given back.
+    pub(super) fn expedite(
+        &mut self,
+        at: usize,
+        deliveries: Vec<Delivery>,
+        place: Place,
+        from: Option<From>,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) -> Vec<Delivery> {
+        let used_up = match from {
+            Some(From::Parked { overruled, .. }) => overruled == Some(Overrule::Retry),
+            Some(From::Queue) | None => false,
+        };
+        let gone = self.lane(at).is_none_or(|lane| matches!(lane.config, Config::Gone(_)));
+        if gone || matches!(place, Place::Queue(_)) || self.marks.is_empty() && !used_up {
+            return deliveries;
+        }
+        let marks = &self.marks;
+        let wanted = |delivery: &Delivery| {
+            used_up && delivery.state.blocked != 0 || marks.get(&Marked::of(delivery)) == Some(&Mark::Retry)
+        };
+        // A batch goes as a whole.
+        let batch = deliveries.first().and_then(|first| first.batch.clone());
+        let whole = batch.is_some() && deliveries.iter().any(wanted);
+        let (mut again, rest): (Vec<_>, Vec<_>) =
+            deliveries.into_iter().partition(|delivery| whole || wanted(delivery));
+        for delivery in &mut again {
+            self.marks.remove(&Marked::of(delivery));
+            if delivery.state.blocked != 0 {
+                renew(delivery, now);
+            }
+            delivery.state.due = now;
+        }
+        match batch {
+            Some(id) => self.park_batch(at, id, again, Vec::new(), effects),
+            None => again.into_iter().for_each(|delivery| self.park(at, delivery, effects)),
+        }
+        rest
     }
 
     /// Takes the mark of a delivery that comes by, if it has one. A batch is frozen: it is not cancelled in part.

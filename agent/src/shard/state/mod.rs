@@ -87,6 +87,8 @@ pub struct State {
     suspend_after: Duration,
     numbers: Numbers,
     marks: Marks,
+    /// Webhooks of which dead letters are being redriven.
+    redriven: BTreeSet<(AccountId, WebhookId)>,
     /// The queue was read up to this revision.
     read_to: Revision,
     /// Ordered lanes that go on when the queue was read up to there.
@@ -116,6 +118,7 @@ impl State {
             suspend_after,
             numbers: Numbers::default(),
             marks: Marks::new(),
+            redriven: BTreeSet::new(),
             read_to: Revision::default(),
             awaiting: BTreeSet::new(),
             open: HashMap::new(),
@@ -219,7 +222,8 @@ impl State {
                 lane.learn(known);
             }
             let ordered = self.ordered_from(at, source.place, &source.key);
-            for delivery in target.deliveries {
+            let deliveries = self.expedite(at, target.deliveries, source.place, ordered, now, effects);
+            for delivery in deliveries {
                 match (known, ordered) {
                     (Known::Absent(_) | Known::Replaced, _) => self.abandon(&delivery, effects),
                     (Known::Found(..) | Known::Unreadable, None) => {

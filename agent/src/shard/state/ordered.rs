@@ -41,7 +41,7 @@ impl State {
     }
 
     /// An administrator wants a delivery that was used up, and that others wait for, to be tried again or dropped. `parked` is where it stands: a segment
-    /// of which the key says that it is blocked. Says whether there is such a segment. It is not noted in the store before the delivery has been read: if the agent
+    /// of which the key says that it is blocked. Says whether there is such a segment. It is noted in the store when the delivery has been read: if the agent
     /// dies before, it is as if nobody had asked.
     pub fn overrule(&mut self, parked: &Parked, overrule: Overrule, now: Timestamp, effects: &mut Effects) -> bool {
         let name = (parked.account.clone(), parked.webhook.clone());
@@ -142,7 +142,13 @@ impl State {
     /// Makes ready what has its turn in an ordered lane.
     pub(super) fn settle_order(&mut self, at: usize, now: Timestamp, effects: &mut Effects) {
         let (shard, allowance, read_to) = (self.shard, self.allowance, self.read_to);
-        let Some(lane) = self.lane(at) else { return };
+        let Some(lane) = self.lanes.get_mut(at).and_then(Option::as_mut) else {
+            return;
+        };
+        if let Some(order) = &mut lane.order {
+            let name = (lane.account.clone(), lane.webhook.clone());
+            order.redriving(self.redriven.contains(&name));
+        }
         let segments = lane.settle_order(shard, now, read_to, allowance);
         if !segments.is_empty() {
             effects.loads.push(Load { segments });

@@ -65,6 +65,7 @@ pub(super) fn command(number: u32, action: Action) -> (Key, Command) {
         uid: uid(1),
         create_time: super::BEGIN + Duration::from_hours(1),
         action,
+        begun: None,
     };
     let id = Uid::new(&format!("018f4c1e-7c55-7a3e-8b1a-{number:012}")).unwrap();
     (key::command(SHARD, &id), command)
@@ -196,6 +197,37 @@ async fn a_redrive_that_an_agent_died_over_is_carried_out_by_the_next_and_repeat
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_redrive_that_an_agent_died_over_does_not_mean_what_died_since_and_keeps_its_rate() {
+    const COUNT: usize = 3000;
+    for crash_after in [2, 5, 12, 30] {
+        let (world, agent, _running) = with_dead(COUNT, Limits::default()).await;
+        let (key, command) = command(1, Action::Redrive(Filter::default(), Rate::new(100.0)));
+        let asked = tokio::time::Instant::now();
+        world.put(key.clone(), stored::encode_command(&command)).await;
+        tokio::time::sleep(Duration::from_millis(crash_after)).await;
+        agent.die().await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let second = world.agent(2).await;
+        let running = second.take(&world, SHARD).await;
+        for _ in 0..30 {
+            let most = asked.elapsed().as_millis() / 10 + 2;
+            let tried = world.receiver.first_attempts() - COUNT;
+            assert!(tried as u128 <= most + 4, "{tried} after {:?}", asked.elapsed());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        world
+            .eventually("the command is carried out", async || world.keys(&key).await.is_empty())
+            .await;
+        world.done(SHARD).await;
+        // All were refused again; the agent that died may have had four under way.
+        assert_eq!(dead(&world).await, COUNT);
+        let tried = world.receiver.first_attempts() - COUNT;
+        assert!((COUNT..=COUNT + 4).contains(&tried), "{tried} after {crash_after} ms");
+        running.release().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn dead_letters_of_an_ordered_webhook_are_redriven_and_what_follows_goes_on() {
     for ordering in [Ordering::Strict, Ordering::PerKey] {
         let mut world = World::new();
@@ -279,8 +311,10 @@ async fn dead_letters_expire_and_those_of_webhooks_deleted_unseen_go_too() {
     assert!(deleted > Revision::default());
     let second = world.agent_with(2, limits).await;
     let running = second.take(&world, SHARD).await;
+    let started = tokio::time::Instant::now();
     world
         .eventually("the dead letters are gone", async || dead(&world).await == 0)
         .await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     running.release().await;
 }

@@ -141,6 +141,29 @@ async fn a_command_that_an_agent_died_over_is_carried_out_by_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_delivery_that_is_tried_now_is_tried_by_the_next_agent_if_the_first_dies_under_the_attempt() {
+    let (world, agent, _running) = with_waiting(20).await;
+    world.receiver.answers(|_| (Duration::from_mins(10), DELIVERED));
+    for number in [4, 5] {
+        // The second stands in memory by then.
+        carry_out(&world, number, Action::Retry(id(number))).await;
+    }
+    world
+        .eventually("both are under way", async || world.receiver.attempts() == 22)
+        .await;
+    agent.die().await;
+    world.receiver.answers(|_| (Duration::ZERO, DELIVERED));
+    let second = world.agent(2).await;
+    let running = second.take(&world, SHARD).await;
+    let started = Instant::now();
+    world
+        .eventually("both are delivered", async || received(&world) == ["e-4", "e-5"])
+        .await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    running.release().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_used_up_and_blocks_an_order_goes_on_when_it_is_retried_or_cancelled() {
     for (action, delivered) in [(Action::Retry(id(0)), 5), (Action::Cancel(id(0)), 4)] {
         let mut world = World::new();

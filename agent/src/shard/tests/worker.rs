@@ -65,6 +65,10 @@ impl Receiver {
     pub(super) fn attempts(&self) -> usize {
         self.begun.lock().unwrap().len()
     }
+
+    pub(super) fn first_attempts(&self) -> usize {
+        self.begun.lock().unwrap().iter().filter(|call| call.2 == 1).count()
+    }
 }
 
 #[async_trait]

@@ -134,7 +134,9 @@ impl Worker {
         let prepare = async {
             // Lanes of parked deliveries should know from the start whether their webhook is active.
             shards.deps.catalog.synced().await;
-            feed::find(&shards.deps.store, tenure.shard).await
+            // What is redriven goes before what the queue holds.
+            shards.deps.commands.synced().await;
+            feed::find(&shards.deps.store, &shards.deps.catalog, tenure.shard).await
         };
         let found = tokio::select! {
             command = &mut commands => return match command {
@@ -201,8 +203,12 @@ impl Worker {
                 .deps
                 .catalog
                 .current(&(parked.account.clone(), parked.webhook.clone()));
+            let gone = found.gone.get(&(parked.account.clone(), parked.webhook.clone()));
             // That the mirror holds none may be its lag.
-            let known = Some(known).filter(|known| !matches!(known, Known::Absent(_)));
+            let known = match known {
+                Known::Absent(_) => gone.copied().map(Known::Absent),
+                other => Some(other),
+            };
             state.parked(&parked, known.as_ref(), now, &mut effects);
         }
         let ration = shards.limits.history.share(found.shard_count).map(Ration::new);
@@ -298,6 +304,7 @@ impl Worker {
         self.state.allow(self.allowance());
         self.state.written(&self.pen.take_written(), now, &mut self.effects);
         self.state.tick(now, &mut self.effects);
+        self.look_for_redrives();
         self.read_on(now);
         self.start_attempts(now);
         // What was started may have made room.

@@ -7,15 +7,16 @@
 //!                                   └────── when it is written ─────────┘
 //! ```
 //!
-//! A command is deleted after everything that it asks for; until then whoever owns the shard carries it out from the beginning. That changes nothing
-//! about what was done already: it is no dead letter any more.
+//! A command is deleted after everything that it asks for; until then whoever owns the shard carries it out. What was done already is no dead letter any
+//! more; with each part of it the command notes when it was begun and how many were revived, so that a rate is kept and nothing is meant that died since.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use postrider_common::key::{self, Key, Parked};
-use postrider_common::model::command::{Action, Command, Filter};
+use postrider_common::model::command::{Action, Begun, Command, Filter};
 use postrider_common::model::segment::Segment;
 use postrider_common::model::usage::Dropped;
 use postrider_common::shard::{self, ShardId};
@@ -28,6 +29,7 @@ use super::Worker;
 use crate::catalog::Name;
 use crate::shard::dead::{Search, rewrite};
 use crate::shard::delivery::{Known, Record};
+use crate::shard::feed;
 
 /// Values read in one go: a quarter of a megabyte.
 const AT_ONCE: usize = 4;
@@ -45,8 +47,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Orders {
     /// Commands that were carried out, and whose deletion has not been seen.
     finished: BTreeSet<Key>,
+    /// Commands to redrive that are not carried out.
+    redrives: BTreeMap<Key, Name>,
     /// Webhooks that do not exist any more, as of a revision.
     former: BTreeMap<Name, Revision>,
+    /// It was asked which webhooks have dead letters: some may have been deleted while nobody owned the shard, or its owner died over it.
+    asked: bool,
     tidy_at: Timestamp,
     job: Option<Job>,
     reads: JoinSet<Read>,
@@ -67,15 +73,17 @@ struct Job {
     until: Timestamp,
     /// Segments that are still to be looked at; `None` until they are known.
     left: Option<VecDeque<Parked>>,
-    revived: u64,
+    begun: Begun,
 }
 
 /// What was read.
 pub(super) enum Read {
-    /// Where the segments of a job stand.
-    Index(Vec<Parked>),
+    /// Where the segments of a job stand; and the command that asks for it, if there still is one.
+    Index(Vec<Parked>, Option<Command>),
     /// Some of them.
     Segments(Vec<(Parked, Segment)>),
+    /// Which webhooks have dead letters.
+    Webhooks(Vec<Name>),
 }
 
 impl Orders {
@@ -83,7 +91,9 @@ impl Orders {
     pub(super) fn new(now: Timestamp) -> Self {
         Self {
             finished: BTreeSet::new(),
+            redrives: BTreeMap::new(),
             former: BTreeMap::new(),
+            asked: false,
             tidy_at: now + TIDY_AFTER,
             job: None,
             reads: JoinSet::new(),
@@ -121,13 +131,25 @@ impl Worker {
             return;
         }
         let store = self.shards.deps.store.clone();
+        if !std::mem::replace(&mut self.orders.asked, true) {
+            let shard = self.tenure.shard;
+            self.orders
+                .reads
+                .spawn(async move { Read::Webhooks(webhooks(store, shard).await) });
+            return;
+        }
         let Some(job) = &mut self.orders.job else { return };
         match &mut job.left {
             None => {
                 let prefix = job.prefix.clone();
-                self.orders
-                    .reads
-                    .spawn(async move { Read::Index(index(store, prefix).await) });
+                let command = job.command.as_ref().map(|(key, _)| key.clone());
+                self.orders.reads.spawn(async move {
+                    let command = match command {
+                        Some(key) => stands(&store, &key).await,
+                        None => None,
+                    };
+                    Read::Index(index(store, prefix).await, command)
+                });
             }
             Some(left) if left.is_empty() => {
                 let done = self.orders.job.take().and_then(|job| job.command);
@@ -158,7 +180,42 @@ impl Worker {
     pub(super) fn carried_out(&mut self, key: Key, command: &Command) {
         tracing::info!(account = %command.account, webhook = %command.webhook, "a command was carried out");
         self.effects.records.push(Record::Discard(key.clone()));
+        self.finished(key);
+    }
+
+    fn finished(&mut self, key: Key) {
+        if let Some(name) = self.orders.redrives.remove(&key) {
+            let more = self.orders.redrives.values().any(|other| *other == name);
+            if !more {
+                let now = self.now();
+                self.state.redrive_ends(&name, now, &mut self.effects);
+            }
+        }
         self.orders.finished.insert(key);
+    }
+
+    /// Notes which webhooks are to be redriven, before anything of them starts.
+    pub(super) fn look_for_redrives(&mut self) {
+        if !self.orders.news {
+            return;
+        }
+        for (key, command) in self.shards.deps.commands.of(self.tenure.shard) {
+            if matches!(command.action, Action::Redrive(..)) && !self.orders.finished.contains(&key) {
+                let name = (command.account.clone(), command.webhook.clone());
+                self.state.redrive_begins(name.clone());
+                self.orders.redrives.insert(key, name);
+            }
+        }
+    }
+
+    /// Of these webhooks, notes those that do not exist any more.
+    fn find_former(&mut self, names: Vec<Name>) {
+        for name in names {
+            if let Known::Absent(at) = self.shards.deps.catalog.current(&name) {
+                self.orders.former.insert(name, at);
+            }
+        }
+        self.wake.notify_one();
     }
 
     fn next_job(&mut self, now: Timestamp) -> Option<Job> {
@@ -180,14 +237,8 @@ impl Worker {
             return Some(Job::of(key, command, shard, now));
         }
         if let Some(((account, webhook), as_of)) = self.orders.former.pop_first() {
-            return Some(Job {
-                command: None,
-                search: Search::Former(as_of),
-                prefix: key::dead_of(shard, &account, &webhook),
-                until: now,
-                left: None,
-                revived: 0,
-            });
+            let prefix = key::dead_of(shard, &account, &webhook);
+            return Some(Job::own(Search::Former(as_of), prefix, now));
         }
         if self.orders.tidy_at > now {
             return None;
@@ -195,14 +246,8 @@ impl Worker {
         self.orders.tidy_at = now + TIDY_EVERY;
         let retention = self.shards.limits.dead_letter_retention;
         let before = now.as_millis() - i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-        Some(Job {
-            command: None,
-            search: Search::Expire(Timestamp::from_millis(before)),
-            prefix: key::dead(shard),
-            until: Timestamp::from_millis(before),
-            left: None,
-            revived: 0,
-        })
+        let before = Timestamp::from_millis(before);
+        Some(Job::own(Search::Expire(before), key::dead(shard), before))
     }
 
     /// Takes in what was read for the job in hand.
@@ -216,9 +261,22 @@ impl Worker {
                 return;
             }
         };
-        let Some(job) = &mut self.orders.job else { return };
-        match read {
-            Read::Index(found) => {
+        match (read, &mut self.orders.job) {
+            (Read::Webhooks(names), _) => self.find_former(names),
+            (Read::Index(..) | Read::Segments(_), None) => {}
+            (Read::Index(found, command), Some(job)) => {
+                if let Some((key, known)) = &mut job.command {
+                    let Some(command) = command else {
+                        // The last owner has carried it out, which the mirror does not know yet.
+                        let key = key.clone();
+                        self.orders.job = None;
+                        self.finished(key);
+                        return self.wake.notify_one();
+                    };
+                    let begun = command.begun;
+                    *known = Arc::new(command);
+                    begun.into_iter().for_each(|begun| job.resume(begun));
+                }
                 if matches!(job.search, Search::Expire(_)) {
                     // Those of webhooks whose deletion nobody saw.
                     for parked in &found {
@@ -231,10 +289,11 @@ impl Worker {
                 let until = job.until;
                 job.left = Some(found.into_iter().filter(|parked| parked.due <= until).collect());
             }
-            Read::Segments(segments) => {
+            (Read::Segments(segments), Some(job)) => {
                 let uid = job.command.as_ref().map(|(_, command)| &command.uid);
                 for (at, segment) in segments {
-                    if let Some(rewrite) = rewrite(&at, &segment, &job.search, uid, &mut job.revived) {
+                    if let Some(mut rewrite) = rewrite(&at, &segment, &job.search, uid, &mut job.begun.revived) {
+                        rewrite.note = job.note();
                         let revived: usize = rewrite.revived.iter().map(Vec::len).sum();
                         let revived = u32::try_from(revived).unwrap_or(u32::MAX);
                         self.state.reviving(&at.account, &at.webhook, revived);
@@ -249,6 +308,7 @@ impl Worker {
 
 impl Job {
     fn of(key: Key, command: Arc<Command>, shard: ShardId, now: Timestamp) -> Self {
+        let begun = Begun { time: now, revived: 0 };
         let search = match &command.action {
             Action::Redrive(filter, rate) => Search::Revive {
                 filter: filter.clone(),
@@ -270,7 +330,52 @@ impl Job {
             until: command.create_time.max(now),
             command: Some((key, command)),
             left: None,
-            revived: 0,
+            begun,
+        }
+    }
+
+    /// What the worker does by itself.
+    const fn own(search: Search, prefix: Key, until: Timestamp) -> Self {
+        Self {
+            command: None,
+            search,
+            prefix,
+            until,
+            left: None,
+            begun: Begun {
+                time: until,
+                revived: 0,
+            },
+        }
+    }
+
+    /// An earlier owner began.
+    fn resume(&mut self, begun: Begun) {
+        self.begun = begun;
+        let given = self.command.as_ref().map(|(_, command)| command.create_time);
+        self.until = given.map_or(begun.time, |given| given.max(begun.time));
+        if let Search::Revive { from, .. } = &mut self.search {
+            *from = begun.time;
+        }
+    }
+
+    /// What the command is to say of what was done so far.
+    fn note(&self) -> Option<(Key, Bytes)> {
+        let (key, command) = self.command.as_ref()?;
+        let noted = Command {
+            begun: Some(self.begun),
+            ..Command::clone(command)
+        };
+        Some((key.clone(), stored::encode_command(&noted)))
+    }
+}
+
+/// A command as it stands in the store, where only the owner of the shard changes it; `None` if it is gone, or cannot be read.
+async fn stands(store: &SharedStore, key: &Key) -> Option<Command> {
+    loop {
+        match store.get(key).await {
+            Ok((entry, _)) => return stored::decode_command(entry?.value).ok(),
+            Err(error) => pause(&error).await,
         }
     }
 }
@@ -280,6 +385,16 @@ async fn index(store: SharedStore, prefix: Key) -> Vec<Parked> {
     loop {
         match list_all(store.as_ref(), &prefix, true).await {
             Ok((entries, _)) => return entries.iter().filter_map(|entry| key::parse_dead(&entry.key)).collect(),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Which webhooks have dead letters.
+async fn webhooks(store: SharedStore, shard: ShardId) -> Vec<Name> {
+    loop {
+        match feed::with_dead_letters(&store, shard).await {
+            Ok(names) => return names,
             Err(error) => pause(&error).await,
         }
     }

@@ -6,7 +6,7 @@ use postrider_proto::stored as pb;
 
 use super::{Unreadable, VERSION, decode, encode, readable_version, unreadable};
 use crate::id::{AccountId, EventId, Uid, WebhookId};
-use crate::model::command::{Action, Command, Filter, Rate};
+use crate::model::command::{Action, Begun, Command, Filter, Rate};
 use crate::model::webhook::EventPattern;
 use crate::time::Timestamp;
 
@@ -27,6 +27,10 @@ pub fn encode_command(command: &Command) -> Bytes {
                 per_second: rate.map_or(0.0, Rate::per_second),
             }),
             Action::Purge(filter) => PbAction::Purge(filter_to_pb(filter)),
+        }),
+        begun: command.begun.map(|begun| pb::Begun {
+            time: begun.time.as_millis(),
+            revived: begun.revived,
         }),
     })
 }
@@ -56,6 +60,10 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, Unreadable> {
         uid: Uid::new(&stored.webhook_uid).map_err(unreadable)?,
         create_time: Timestamp::from_millis(stored.create_time),
         action,
+        begun: stored.begun.map(|begun| Begun {
+            time: Timestamp::from_millis(begun.time),
+            revived: begun.revived,
+        }),
     })
 }
 
@@ -120,13 +128,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_command_is_read_as_it_was_given(action in action(), create_time in 0_i64..1 << 50) {
+        fn a_command_is_read_as_it_was_given(
+            action in action(), create_time in 0_i64..1 << 50, begun in proptest::option::of((0_i64..1 << 50, any::<u64>())),
+        ) {
             let command = Command {
                 account: AccountId::new("a").unwrap(),
                 webhook: WebhookId::new("w").unwrap(),
                 uid: Uid::new("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8c").unwrap(),
                 create_time: Timestamp::from_millis(create_time),
                 action,
+                begun: begun.map(|(time, revived)| Begun {
+                    time: Timestamp::from_millis(time),
+                    revived,
+                }),
             };
             prop_assert_eq!(decode_command(encode_command(&command)), Ok(command));
         }

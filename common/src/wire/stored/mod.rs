@@ -387,6 +387,7 @@ pub fn encode_failing(failing: &Failing) -> Bytes {
         generation: failing.generation,
         since: failing.since.as_millis(),
         last: failing.last.as_millis(),
+        rest_until: failing.rest_until.as_millis(),
     })
 }
 
@@ -402,5 +403,6 @@ pub fn decode_failing(bytes: Bytes) -> Result<Failing, Unreadable> {
         generation: stored.generation,
         since: Timestamp::from_millis(stored.since),
         last: Timestamp::from_millis(stored.last),
+        rest_until: Timestamp::from_millis(stored.rest_until),
     })
 }

@@ -221,6 +221,7 @@ impl Deliveries {
             uid: subject.uid.clone(),
             create_time: now,
             action,
+            begun: None,
         };
         let write = Write {
             guards: vec![Guard::Absent(key.clone())],

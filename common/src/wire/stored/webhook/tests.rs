@@ -129,6 +129,7 @@ fn a_failing_webhook_is_read_as_it_was_written() {
         generation: 7,
         since: Timestamp::from_millis(1),
         last: Timestamp::from_millis(2),
+        rest_until: Timestamp::from_millis(3),
     };
     assert_eq!(decode_failing(encode_failing(&failing)), Ok(failing));
 }

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use postrider_common::entropy::SystemEntropy;
-use postrider_common::key;
+use postrider_common::id::{AccountId, WebhookId};
+use postrider_common::key::{self, Key, Parked};
 use postrider_common::secret::Keyring;
-use postrider_common::shard::ShardId;
+use postrider_common::shard::{self, ShardId};
 use postrider_proto::v1::{ListAgentsRequest, ListShardsRequest};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -48,6 +49,15 @@ pub struct Cluster {
     control_plane_arguments: Vec<String>,
     agent_arguments: Vec<String>,
     _turn: SemaphorePermit<'static>,
+}
+
+/// How many deliveries of a webhook stand where in the store, as the keys of its segments say.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// In parked segments.
+    pub parked: usize,
+    /// In segments of dead letters.
+    pub dead: usize,
 }
 
 /// One control plane.
@@ -207,6 +217,39 @@ impl Cluster {
         .await;
     }
 
+    /// Which of the agents owns the shard of a webhook; waits for one while it moves.
+    pub async fn owner_of(&self, account: &str, webhook: &str) -> usize {
+        let (account, webhook) = (AccountId::new(account).unwrap(), WebhookId::new(webhook).unwrap());
+        let of = shard::of(&account, &webhook, shard::DEFAULT_COUNT);
+        let client = self.client(0);
+        wait::until("the shard to have an owner", SETTLE_DEADLINE, async || {
+            let all = ListShardsRequest {
+                page_size: 1000,
+                ..ListShardsRequest::default()
+            };
+            let shards = client.cluster().list_shards(all).await.ok()?.into_inner().shards;
+            let owner = &shards[usize::from(of.0)].owner_agent;
+            self.agents.iter().position(|agent| owner == agent.name())
+        })
+        .await
+    }
+
+    /// Where the deliveries of a webhook stand in the store, but for its queue.
+    pub async fn standing(&self, account: &str, webhook: &str) -> Standing {
+        let part = format!("/{account}/{webhook}/");
+        let keys = self.etcd.client(0).keys_with(&part).await.expect("the store answers");
+        let keys: Vec<Key> = keys
+            .iter()
+            .filter_map(|key| key.strip_prefix(PREFIX))
+            .map(Key::from_stored)
+            .collect();
+        let count = |parse: fn(&Key) -> Option<Parked>| keys.iter().filter_map(parse).map(|at| at.count as usize).sum();
+        Standing {
+            parked: count(key::parse_parked),
+            dead: count(key::parse_dead),
+        }
+    }
+
     /// Waits until every control plane knows that an event of this name matches `webhooks` webhooks.
     pub async fn matching(&self, account: &str, event_name: &str, webhooks: i32) {
         for client in self.clients() {
@@ -235,6 +278,12 @@ impl Cluster {
     /// Ends an agent with SIGKILL.
     pub async fn kill_agent(&mut self, agent: usize) {
         self.agents.remove(agent).kill().await;
+    }
+
+    /// Ends the agent that owns the shard of a webhook with SIGKILL.
+    pub async fn kill_owner_of(&mut self, account: &str, webhook: &str) {
+        let owner = self.owner_of(account, webhook).await;
+        self.kill_agent(owner).await;
     }
 
     /// Asks an agent to stop, and waits until it has, with success.

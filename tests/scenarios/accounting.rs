@@ -34,7 +34,7 @@ pub(crate) fn assert_adds_up(usage: &AccountUsage) {
     }
 }
 
-fn counts_of<'a>(usage: &'a AccountUsage, id: &str) -> &'a DeliveryCounts {
+pub(crate) fn counts_of<'a>(usage: &'a AccountUsage, id: &str) -> &'a DeliveryCounts {
     let name = format!("accounts/{ACCOUNT}/webhooks/{id}");
     let webhook = usage.webhooks.iter().find(|webhook| webhook.webhook == name);
     webhook

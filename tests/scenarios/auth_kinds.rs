@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use crate::{ACCOUNT, SOON};
 
 /// The text at a path of the document that a receiver's author downloads; numbers in the path count list members.
-async fn exported(client: &Client, name: &str, path: &[&str]) -> String {
+pub(crate) async fn exported(client: &Client, name: &str, path: &[&str]) -> String {
     use prost_types::value::Kind;
     let request = ExportSigningSecretRequest { name: name.to_owned() };
     let answer = client.webhooks().export_signing_secret(request).await.unwrap();
@@ -44,7 +44,7 @@ async fn exported(client: &Client, name: &str, path: &[&str]) -> String {
 }
 
 /// Whether one of the signatures is this public key's.
-fn fits_ed25519(public: &str, id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
+pub(crate) fn fits_ed25519(public: &str, id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
     let public = STANDARD.decode(public.strip_prefix("whpk_").unwrap()).unwrap();
     let public = VerifyingKey::from_bytes(&public.try_into().unwrap()).unwrap();
     let signed = [format!("{id}.{timestamp}.").as_bytes(), body].concat();
@@ -191,7 +191,7 @@ async fn a_bearer_token_and_an_api_key_arrive_and_stay_secret() {
 }
 
 /// A token endpoint: token number n is `token-n`. What it was asked is in the list, as the `authorization` and the body.
-fn token_endpoint(group: &Group, listener: TcpListener) -> Arc<Mutex<Vec<(String, String)>>> {
+pub(crate) fn token_endpoint(group: &Group, listener: TcpListener) -> Arc<Mutex<Vec<(String, String)>>> {
     let asked: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let log = Arc::clone(&asked);
     postrider_tests::http::serve(group, listener, move |request| {

@@ -15,21 +15,21 @@ use postrider_tests::wait;
 
 use crate::{ACCOUNT, FLOW, SOON, flow_id};
 
-const HOUR: prost_types::Duration = prost_types::Duration {
+pub(crate) const HOUR: prost_types::Duration = prost_types::Duration {
     seconds: 3600,
     nanos: 0,
 };
 
-fn parent() -> String {
+pub(crate) fn parent() -> String {
     format!("accounts/{ACCOUNT}/webhooks/w")
 }
 
-fn name(id: &str) -> String {
+pub(crate) fn name(id: &str) -> String {
     format!("{}/deliveries/{id}", parent())
 }
 
 /// A webhook that is used up after `attempts` attempts, an hour apart.
-fn patient(url: &str, attempts: i32) -> Webhook {
+pub(crate) fn patient(url: &str, attempts: i32) -> Webhook {
     Webhook {
         retry: Some(RetryPolicy {
             max_attempts: attempts,
@@ -42,13 +42,13 @@ fn patient(url: &str, attempts: i32) -> Webhook {
 }
 
 /// So many requests are refused; the others are taken.
-fn refusals(count: usize) -> Vec<Answer> {
+pub(crate) fn refusals(count: usize) -> Vec<Answer> {
     let mut answers = vec![Answer::status(StatusCode::NOT_FOUND); count];
     answers.push(Answer::status(StatusCode::OK));
     answers
 }
 
-async fn retry(client: &Client, id: &str) -> Delivery {
+pub(crate) async fn retry(client: &Client, id: &str) -> Delivery {
     let request = RetryDeliveryRequest { name: name(id) };
     client
         .deliveries()
@@ -58,7 +58,7 @@ async fn retry(client: &Client, id: &str) -> Delivery {
         .into_inner()
 }
 
-async fn cancel(client: &Client, id: &str) -> Delivery {
+pub(crate) async fn cancel(client: &Client, id: &str) -> Delivery {
     let request = CancelDeliveryRequest { name: name(id) };
     client
         .deliveries()
@@ -68,7 +68,7 @@ async fn cancel(client: &Client, id: &str) -> Delivery {
         .into_inner()
 }
 
-async fn dead(client: &Client) -> i64 {
+pub(crate) async fn dead(client: &Client) -> i64 {
     let request = RedriveDeadLettersRequest {
         parent: parent(),
         validate_only: true,
@@ -78,7 +78,7 @@ async fn dead(client: &Client) -> i64 {
     answer.expect("they are counted").into_inner().matched_count
 }
 
-async fn publish(client: &Client, events: std::ops::Range<usize>) {
+pub(crate) async fn publish(client: &Client, events: std::ops::Range<usize>) {
     let events = events.map(|number| event(&flow_id(number), "A", "{}")).collect();
     client.publish(ACCOUNT, events).await;
 }

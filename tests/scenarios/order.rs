@@ -8,14 +8,11 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use postrider_common::id::{AccountId, WebhookId};
-use postrider_common::shard;
 use postrider_proto::v1::delivery_options::{OnFailure, Ordering};
-use postrider_proto::v1::{DeliveryOptions, Event, ListShardsRequest, RetryPolicy, UpdateWebhookRequest, Webhook};
+use postrider_proto::v1::{DeliveryOptions, Event, RetryPolicy, UpdateWebhookRequest, Webhook};
 use postrider_tests::client::{Client, event, millis, no_auth, webhook};
 use postrider_tests::cluster::Cluster;
 use postrider_tests::receiver::{Answer, Received, Receiver};
-use postrider_tests::wait;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -24,7 +21,7 @@ use crate::{ACCOUNT, FLOW, SOON};
 /// Ordering keys of a flow.
 const KEYS: usize = 8;
 
-fn ordered(ordering: Ordering, on_failure: OnFailure, max_events: i32) -> DeliveryOptions {
+pub(crate) fn ordered(ordering: Ordering, on_failure: OnFailure, max_events: i32) -> DeliveryOptions {
     DeliveryOptions {
         ordering: ordering.into(),
         on_failure: on_failure.into(),
@@ -34,7 +31,7 @@ fn ordered(ordering: Ordering, on_failure: OnFailure, max_events: i32) -> Delive
 }
 
 /// A webhook that tries again soon, up to `attempts` times; 0 means as often as it takes.
-fn with(url: &str, name: &str, attempts: i32, delivery: DeliveryOptions) -> Webhook {
+pub(crate) fn with(url: &str, name: &str, attempts: i32, delivery: DeliveryOptions) -> Webhook {
     Webhook {
         delivery: Some(delivery),
         retry: Some(RetryPolicy {
@@ -60,7 +57,7 @@ fn numbered(name: &str, number: usize) -> Event {
 }
 
 /// The numbers of a request's events.
-fn numbers(request: &Received) -> Vec<usize> {
+pub(crate) fn numbers(request: &Received) -> Vec<usize> {
     let body = request.json();
     let events = body["events"].as_array().expect("an envelope").iter();
     events
@@ -76,7 +73,7 @@ fn taken(receiver: &Receiver, path: &str) -> usize {
 }
 
 /// No event was sent before all that it follows had been taken; `line` names what follows each other, `None` what follows nothing.
-fn assert_in_order(receiver: &Receiver, path: &str, line: impl Fn(usize) -> Option<usize>) {
+pub(crate) fn assert_in_order(receiver: &Receiver, path: &str, line: impl Fn(usize) -> Option<usize>) {
     let log = receiver.log();
     // Of each line the first number that was not taken yet.
     let mut next: BTreeMap<usize, usize> = BTreeMap::new();
@@ -96,11 +93,11 @@ fn assert_in_order(receiver: &Receiver, path: &str, line: impl Fn(usize) -> Opti
     }
 }
 
-fn strict(_: usize) -> Option<usize> {
+pub(crate) fn strict(_: usize) -> Option<usize> {
     Some(0)
 }
 
-fn per_key(number: usize) -> Option<usize> {
+pub(crate) fn per_key(number: usize) -> Option<usize> {
     (number % 9 != 8).then_some(number % KEYS)
 }
 
@@ -122,32 +119,12 @@ fn moody(count: usize) -> Vec<Answer> {
 }
 
 /// Publishes events one request after the other: their numbers are the order of acceptance.
-async fn publish(client: &Client, name: &str, from: usize, to: usize) {
+pub(crate) async fn publish(client: &Client, name: &str, from: usize, to: usize) {
     let all: Vec<usize> = (from..to).collect();
     for some in all.chunks(20) {
         let events = some.iter().map(|number| numbered(name, *number)).collect();
         client.publish(ACCOUNT, events).await;
     }
-}
-
-/// Which of the agents owns the shard of a webhook; waits for one while it moves.
-async fn owner_of(cluster: &Cluster, id: &str) -> usize {
-    let of = shard::of(
-        &AccountId::new(ACCOUNT).unwrap(),
-        &WebhookId::new(id).unwrap(),
-        shard::DEFAULT_COUNT,
-    );
-    let client = cluster.client(0);
-    wait::until("the shard to have an owner", SOON, async || {
-        let all = ListShardsRequest {
-            page_size: 1000,
-            ..ListShardsRequest::default()
-        };
-        let shards = client.cluster().list_shards(all).await.ok()?.into_inner().shards;
-        let owner = &shards[usize::from(of.0)].owner_agent;
-        cluster.agents.iter().position(|agent| owner == agent.name())
-    })
-    .await
 }
 
 /// The three kinds of ordered webhooks, all of which want `FLOW`, behind receivers in a mood.
@@ -200,8 +177,7 @@ async fn nothing_overtakes_though_requests_fail_and_the_owners_are_killed_in_the
         receiver
             .until("some of the flow", FLOW, |log| log.of(&path).len() > before + 20)
             .await;
-        let owner = owner_of(&cluster, id).await;
-        cluster.kill_agent(owner).await;
+        cluster.kill_owner_of(ACCOUNT, id).await;
         cluster.add_agent().await;
         cluster.settled().await;
     }
@@ -223,7 +199,7 @@ async fn nothing_overtakes_while_agents_come_and_go_and_nothing_comes_twice() {
         for id in ["strict", "batches", "keys"] {
             cluster.add_agent().await;
             cluster.settled().await;
-            let owner = owner_of(&cluster, id).await;
+            let owner = cluster.owner_of(ACCOUNT, id).await;
             cluster.stop_agent(owner).await;
             cluster.settled().await;
         }
@@ -280,7 +256,7 @@ async fn touch(client: &Client, id: &str) {
     client.webhooks().update_webhook(request).await.unwrap();
 }
 
-fn seen(receiver: &Receiver, path: &str) -> Vec<usize> {
+pub(crate) fn seen(receiver: &Receiver, path: &str) -> Vec<usize> {
     receiver.log().of(path).into_iter().flat_map(numbers).collect()
 }
 
@@ -301,8 +277,7 @@ async fn a_blocked_webhook_waits_though_its_owner_is_killed_and_goes_on_when_it_
         .until("the first attempt", SOON, |log| !log.of("/blocked").is_empty())
         .await;
     publish_past(&client, &receiver, "EVENT", (40, 60)).await;
-    let owner = owner_of(&cluster, "blocked").await;
-    cluster.kill_agent(owner).await;
+    cluster.kill_owner_of(ACCOUNT, "blocked").await;
     cluster.settled().await;
     publish_past(&client, &receiver, "EVENT", (60, 80)).await;
     // Nothing had been recorded when the agent died, if it died at once: then the attempt was made again.

@@ -13,15 +13,16 @@ use postrider_common::key::{self, Key, Parked};
 use postrider_common::model::bits::Bits;
 use postrider_common::planted::{self, Bug};
 use postrider_common::shard::ShardId;
-use postrider_common::store::{Guard, Revision, Write};
+use postrider_common::store::once::LANE_OPS;
+use postrider_common::store::{Guard, MAX_OPS, Revision, Write};
 use postrider_common::time::Timestamp;
 
 use super::counts::{Changed, Counts};
 use super::drawing::{Drawing, Room};
 use crate::shard::delivery::{Record, SourceId};
 
-/// Operations of one transaction: etcd takes 128, and every shard needs room for its progress, the lane for its mark.
-pub const DRAFT_OPS: usize = 100;
+/// Operations of one transaction: all that the store takes, less the lane's mark. Every shard in it has its progress among them.
+pub const DRAFT_OPS: usize = MAX_OPS - LANE_OPS;
 
 /// Bytes of one transaction before compression: after it, a write is where etcd is at its best (64 to 256 KB).
 pub const DRAFT_BYTES: usize = 1 << 20;

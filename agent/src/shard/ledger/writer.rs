@@ -30,8 +30,9 @@ const COMMIT_TRY: Duration = Duration::from_secs(5);
 /// the agent dies. Nothing waits for it but a shard that is handed over.
 const PACE: Duration = Duration::from_millis(10);
 
-/// Records that fill a transaction.
-const PACED_BELOW: usize = 96;
+/// Records that are more than one transaction takes: with those of a shard goes its progress, with its counts, and with the last of a segment the deletion.
+/// If fewer were enough, each transaction would hold one or two records of each shard, and put the progress of each for them.
+const PACED_BELOW: usize = 256;
 
 /// Pause before a store that is full, or owner keys that cannot be read, are tried again.
 const PAUSE: Duration = Duration::from_millis(200);

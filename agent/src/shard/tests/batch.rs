@@ -232,6 +232,6 @@ fn one_transaction_holds_the_records_of_many_shards_each_with_its_guard() {
     let all = || books.iter().map(|(name, book)| (*name, book));
     let draft = batch::draft(all(), BEGIN).unwrap();
     // Each shard has a segment to be deleted and its counts to be put.
-    assert_eq!((draft.write.guards.len(), draft.write.ops.len()), (50, DRAFT_OPS));
+    assert_eq!((draft.write.guards.len(), draft.write.ops.len()), (63, 2 * 63));
     check(&draft.write).unwrap();
 }

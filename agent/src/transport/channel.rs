@@ -1,8 +1,11 @@
 //! One connection's sending side: one request in, its answer's head out.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +14,6 @@ use http::{HeaderMap, Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::Target;
@@ -53,17 +55,26 @@ impl SendError {
     }
 }
 
-/// The sending side of a connection.
+/// A connection to send on.
 pub(super) enum Channel {
     /// HTTP/1.1: one request at a time.
-    Http1 {
-        sender: http1::SendRequest<Body>,
-        born: Instant,
-        peer: SocketAddr,
-    },
+    Http1(Link),
     /// HTTP/2: shared.
     Http2(Shared),
 }
+
+/// An HTTP/1.1 connection. It has no task of its own: whoever holds it drives it, so that a request costs no wake-ups but its attempt's, and what is
+/// dropped is cut at once.
+pub(super) struct Link {
+    sender: http1::SendRequest<Body>,
+    /// `None` once it is over.
+    connection: Option<Driver>,
+    pub(super) born: Instant,
+    pub(super) peer: SocketAddr,
+}
+
+/// What a connection has to do. How it ends is told to the request that it ends under.
+pub(super) type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// A handle on a connection that serves many requests at once.
 #[derive(Clone)]
@@ -79,7 +90,7 @@ impl Channel {
     /// Whether a reused connection can take a request.
     pub(super) async fn is_ready(&mut self) -> bool {
         match self {
-            Self::Http1 { sender, .. } => matches!(timeout(READY_PATIENCE, sender.ready()).await, Ok(Ok(()))),
+            Self::Http1(link) => link.is_idle() || matches!(timeout(READY_PATIENCE, link.ready()).await, Ok(Ok(()))),
             Self::Http2(shared) => !shared.sender.is_closed(),
         }
     }
@@ -87,7 +98,15 @@ impl Channel {
     /// Where it goes.
     const fn peer(&self) -> SocketAddr {
         match self {
-            Self::Http1 { peer, .. } | Self::Http2(Shared { peer, .. }) => *peer,
+            Self::Http1(Link { peer, .. }) | Self::Http2(Shared { peer, .. }) => *peer,
+        }
+    }
+
+    /// Waits for something that comes over this connection.
+    pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        match self {
+            Self::Http1(link) => link.during(work).await,
+            Self::Http2(_) => work.await,
         }
     }
 
@@ -112,9 +131,9 @@ impl Channel {
         trace: &mut Trace,
     ) -> Result<(Response<Incoming>, Self), SendError> {
         match self {
-            Self::Http1 { mut sender, born, peer } => {
-                let response = send_http1(&mut sender, target, message, trace).await?;
-                Ok((response, Self::Http1 { sender, born, peer }))
+            Self::Http1(mut link) => {
+                let response = send_http1(&mut link, target, message, trace).await?;
+                Ok((response, Self::Http1(link)))
             }
             Self::Http2(shared) => {
                 // An HTTP/2 connection on which a request failed or ran into its deadline may be dead without anyone having said so: the next request
@@ -129,8 +148,76 @@ impl Channel {
     }
 }
 
+impl Link {
+    /// A new connection.
+    pub(super) fn new(sender: http1::SendRequest<Body>, connection: Driver, peer: SocketAddr) -> Self {
+        Self {
+            sender,
+            connection: Some(connection),
+            born: Instant::now(),
+            peer,
+        }
+    }
+
+    /// Nothing is under way on it, as far as it was driven.
+    pub(super) fn is_idle(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// It is over, as far as it was driven.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.connection.is_none()
+    }
+
+    /// Does what can be done now, with nobody to be woken when more can: also notices that the other side has closed it.
+    pub(super) fn look(&mut self) {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Ends it in order, if that can be done at once.
+    pub(super) fn close(self) {
+        let Self { sender, connection, .. } = self;
+        drop(sender);
+        if let Some(mut connection) = connection {
+            let _ = connection.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+
+    /// Waits until nothing is under way on it.
+    ///
+    /// # Errors
+    /// It is over.
+    pub(super) async fn ready(&mut self) -> hyper::Result<()> {
+        poll_fn(|context| {
+            self.drive(context);
+            self.sender.poll_ready(context)
+        })
+        .await
+    }
+
+    async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            self.drive(context);
+            work.as_mut().poll(context)
+        })
+        .await
+    }
+
+    fn drive(&mut self, context: &mut Context<'_>) {
+        let over = self
+            .connection
+            .as_mut()
+            .is_some_and(|connection| connection.as_mut().poll(context).is_ready());
+        if over {
+            // With it goes what it still held: a request learns of the end by that.
+            self.connection = None;
+        }
+    }
+}
+
 async fn send_http1(
-    sender: &mut http1::SendRequest<Body>,
+    link: &mut Link,
     target: &Target,
     message: Message,
     trace: &mut Trace,
@@ -140,16 +227,26 @@ async fn send_http1(
     *request.uri_mut() = target.path.clone();
     *request.headers_mut() = message.headers;
     request.headers_mut().insert(HOST, target.authority.clone());
-    let flood = Arc::new(Flood::default());
-    let counter = Arc::clone(&flood);
-    hyper::ext::on_informational(&mut request, move |_| counter.count());
-    let answer = tokio::select! {
-        biased;
-        answer = sender.try_send_request(request) => answer,
-        () = flood.too_many.notified() => {
-            let failure = trace.fail(Failure::Receiver(Reason::Protocol), "too many 1xx answers before the final one");
-            return Err(SendError::Failed(failure));
+    let informational = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&informational);
+    hyper::ext::on_informational(&mut request, move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut answer = pin!(link.sender.try_send_request(request));
+    let answer = poll_fn(|context| {
+        link.drive(context);
+        match answer.as_mut().poll(context) {
+            // An answer that comes with too many is none of a receiver's that wants well.
+            Poll::Pending if informational.load(Ordering::Relaxed) > MAX_INFORMATIONAL => Poll::Ready(None),
+            other => other.map(Some),
         }
+    });
+    let Some(answer) = answer.await else {
+        let failure = trace.fail(
+            Failure::Receiver(Reason::Protocol),
+            "too many 1xx answers before the final one",
+        );
+        return Err(SendError::Failed(failure));
     };
     answer.map_err(|mut error| match error.take_message() {
         Some(request) => {
@@ -187,10 +284,9 @@ async fn send_http2(
 /// The bytes of a body that was not sent.
 fn bytes_of(mut body: Body) -> Bytes {
     use hyper::body::Body as _;
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match std::pin::Pin::new(&mut body).poll_frame(&mut context) {
-        std::task::Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
-        std::task::Poll::Ready(_) | std::task::Poll::Pending => Bytes::new(),
+    match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        Poll::Ready(_) | Poll::Pending => Bytes::new(),
     }
 }
 
@@ -201,21 +297,6 @@ impl Drop for Suspicion<'_> {
     fn drop(&mut self) {
         if let Some((host, number)) = self.0 {
             host.forget(number);
-        }
-    }
-}
-
-/// Counts the 1xx answers to one request.
-#[derive(Default)]
-struct Flood {
-    seen: AtomicU32,
-    too_many: Notify,
-}
-
-impl Flood {
-    fn count(&self) {
-        if self.seen.fetch_add(1, Ordering::Relaxed) >= MAX_INFORMATIONAL {
-            self.too_many.notify_one();
         }
     }
 }

@@ -16,11 +16,11 @@ use rustls_pki_types::ServerName;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::channel::{Channel, Shared};
+use super::channel::{Channel, Link, Shared};
 use super::failure::{Failure, InFull};
 use super::guard::Guard;
 use super::observer::Observer;
-use super::pool::Host;
+use super::pool::{Host, IDLE_TIMEOUT};
 use super::tls::{self, Tls};
 use super::trace::{Phase, Trace};
 use crate::attempt::Reason;
@@ -117,6 +117,15 @@ impl Connector {
         })?
     }
 
+    /// Sends what is left of a request that was answered already, and closes the connection.
+    pub(super) fn finish(&self, mut link: Link) {
+        self.tasks.spawn("http/1.1 request", async move {
+            // An error means that the receiver has closed it, or takes no more.
+            let _ = timeout(IDLE_TIMEOUT, link.ready()).await;
+            link.close();
+        });
+    }
+
     async fn secure(&self, host: &Host, io: impl Io, peer: SocketAddr, trace: &mut Trace) -> Result<Channel, Failure> {
         trace.begin(Phase::Tls);
         let name = server_name(&host.key.host)
@@ -169,15 +178,7 @@ impl Connector {
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| trace.fail(Failure::of_exchange(&error), InFull(&error)))?;
-        // How it ends is told to the request that it ends under.
-        self.tasks.spawn("http/1.1 connection", async move {
-            let _ = connection.await;
-        });
-        Ok(Channel::Http1 {
-            sender,
-            born: Instant::now(),
-            peer,
-        })
+        Ok(Channel::Http1(Link::new(sender, Box::pin(connection), peer)))
     }
 
     async fn http2(&self, io: impl Io, peer: SocketAddr, trace: &mut Trace) -> Result<Channel, Failure> {

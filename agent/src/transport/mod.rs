@@ -218,7 +218,7 @@ impl Transport {
         deadline: Instant,
         trace: &mut Trace,
     ) -> Result<Answer, Failure> {
-        let (response, channel) = match timeout_at(deadline, self.exchange(target, message, trace)).await {
+        let (response, mut channel) = match timeout_at(deadline, self.exchange(target, message, trace)).await {
             Ok(answered) => answered?,
             Err(_) => return Err(trace.late()),
         };
@@ -235,9 +235,9 @@ impl Transport {
         };
         // The status is the answer; the rest is read mostly for the sake of the connection.
         let until = deadline.min(Instant::now() + patience);
-        let (drained, body) = body::drain(body, keep, until).await;
-        if !is_ambiguous(&head.headers) && drained == body::Drained::Whole && trace.close_up.is_none() {
-            self.pool.put(&target.host, channel);
+        let (drained, body) = channel.during(body::drain(body, keep, until)).await;
+        if !is_ambiguous(&head.headers) && drained == body::Drained::Whole {
+            self.give_back(target, channel, trace);
         }
         Ok(Answer {
             status: head.status.as_u16(),
@@ -259,18 +259,33 @@ impl Transport {
         trace: &mut Trace,
     ) -> Result<(u16, Bytes), Failure> {
         let whole = async {
-            let (response, channel) = self.exchange(target, message, trace).await?;
+            let (response, mut channel) = self.exchange(target, message, trace).await?;
             let ambiguous = is_ambiguous(response.headers());
             let status = response.status().as_u16();
-            let body = body::collect(response.into_body(), most).await?;
-            if !ambiguous && trace.close_up.is_none() {
-                self.pool.put(&target.host, channel);
+            let body = channel.during(body::collect(response.into_body(), most)).await?;
+            if !ambiguous {
+                self.give_back(target, channel, trace);
             }
             Ok((status, body))
         };
         match timeout_at(deadline, whole).await {
             Ok(answered) => answered,
             Err(_) => Err(trace.late()),
+        }
+    }
+
+    /// The answer that came over a connection was read to its end.
+    fn give_back(&self, target: &Target, channel: Channel, trace: &Trace) {
+        let Channel::Http1(mut link) = channel else { return };
+        if trace.close_up.is_some() {
+            return link.close();
+        }
+        link.look();
+        if link.is_idle() {
+            self.pool.put(&target.host, link);
+        } else if !link.is_closed() {
+            // The receiver answered before it had read the request to its end; it may still want to.
+            self.connector.finish(link);
         }
     }
 

@@ -3,12 +3,10 @@
 //! Accounts share no connections: what one account's receiver does to a connection reaches nobody else. Nor do different client certificates.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use hyper::client::conn::http1;
 use postrider_common::egress::{self, CanonicalUrl, Scheme};
 use postrider_common::id::AccountId;
 use postrider_common::model::webhook::HttpVersion;
@@ -17,13 +15,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_rustls::TlsConnector;
 
 use super::Limits;
-use super::channel::{Body, Channel, Shared};
+use super::channel::{Channel, Link, Shared};
 use super::failure::Failure;
 use super::tls::Identity;
 
 /// How long a connection stays open without work: below the 60 s after which common servers close it, so that a request rarely meets one that is
 /// being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How old a connection may become: its name is resolved and judged again, and its certificate checked again, at least this often.
 const MAX_AGE: Duration = Duration::from_secs(5 * 60);
@@ -84,16 +82,14 @@ struct State {
 }
 
 struct Idle {
-    sender: http1::SendRequest<Body>,
-    born: Instant,
-    peer: SocketAddr,
+    link: Link,
     since: Instant,
     _place: Place,
 }
 
 impl Idle {
     fn is_usable(&self, now: Instant) -> bool {
-        !self.sender.is_closed() && now < self.since + IDLE_TIMEOUT && now < self.born + MAX_AGE
+        !self.link.is_closed() && now < self.since + IDLE_TIMEOUT && now < self.link.born + MAX_AGE
     }
 }
 
@@ -155,7 +151,7 @@ impl Host {
     pub(super) fn opened(&self, channel: &Channel) {
         let mut state = self.lock();
         match channel {
-            Channel::Http1 { .. } => state.speaks_http1 = true,
+            Channel::Http1(_) => state.speaks_http1 = true,
             Channel::Http2(shared) => {
                 state.speaks_http1 = false;
                 state.shared = Some((shared.clone(), Instant::now()));
@@ -214,39 +210,34 @@ impl Pool {
             return Some(Channel::Http2(shared));
         }
         let now = Instant::now();
-        let mut state = host.lock();
-        while let Some(idle) = state.idle.pop() {
+        loop {
+            let mut idle = host.lock().idle.pop()?;
+            idle.link.look();
             if idle.is_usable(now) {
-                return Some(Channel::Http1 {
-                    sender: idle.sender,
-                    born: idle.born,
-                    peer: idle.peer,
-                });
+                return Some(Channel::Http1(idle.link));
             }
+            idle.link.close();
         }
-        None
     }
 
-    /// Keeps a connection whose last answer was read to its end, if there is room.
-    pub(super) fn put(&self, host: &Host, channel: Channel) {
-        let Channel::Http1 { sender, born, peer } = channel else {
-            return;
-        };
+    /// Keeps a connection on which nothing is under way, if there is room.
+    pub(super) fn put(&self, host: &Host, link: Link) {
         let now = Instant::now();
         let Some(place) = Place::take(&self.idle, self.limits.idle) else {
-            return;
+            return link.close();
         };
         let idle = Idle {
-            sender,
-            born,
-            peer,
+            link,
             since: now,
             _place: place,
         };
-        let mut state = host.lock();
-        if state.idle.len() < self.limits.idle_per_host && idle.is_usable(now) {
-            state.idle.push(idle);
+        if idle.is_usable(now) {
+            let mut state = host.lock();
+            if state.idle.len() < self.limits.idle_per_host {
+                return state.idle.push(idle);
+            }
         }
+        idle.link.close();
     }
 
     fn expire(&self) {
@@ -254,7 +245,11 @@ impl Pool {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.retain(|_, host| {
             let mut state = host.lock();
-            state.idle.retain(|idle| idle.is_usable(now));
+            let over = state.idle.extract_if(.., |idle| {
+                idle.link.look();
+                !idle.is_usable(now)
+            });
+            over.for_each(|idle| idle.link.close());
             if state.shared.as_ref().is_some_and(|(shared, used)| {
                 shared.sender.is_closed() || now >= *used + IDLE_TIMEOUT || now >= shared.born + MAX_AGE
             }) {

@@ -268,6 +268,33 @@ async fn a_request_that_the_receiver_has_seen_is_never_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_receiver_that_answers_early_still_gets_the_whole_request() {
+    const BODY: usize = 1 << 20;
+    let (told, mut seen) = mpsc::unbounded_channel();
+    let go = Arc::new(tokio::sync::Notify::new());
+    let reads_on = Arc::clone(&go);
+    let dialer = InMemory {
+        group: Group::default(),
+        handle: move |mut stream: tokio::io::DuplexStream| {
+            let (told, reads_on) = (told.clone(), Arc::clone(&reads_on));
+            async move {
+                let first = stream.read_u8().await.unwrap();
+                stream.write_all(OK).await.unwrap();
+                reads_on.notified().await;
+                let request = read_request(&mut [first].chain(&mut stream)).await;
+                let _ = told.send(request.map_or(0, |request| request.body.len()));
+            }
+        },
+    };
+    let sender = sender(Arc::new(dialer), Names::none(), loopback(), b"", Limits::default());
+    let mut attempt = attempt(&to("127.0.0.1:8080".parse().unwrap()));
+    Arc::make_mut(&mut attempt.events[0].event).data = vec![b'1'; BODY].into();
+    assert_eq!(sender.send(attempt).await.outcome, delivered(200));
+    go.notify_one();
+    assert!(timeout(SOON, seen.recv()).await.unwrap().unwrap() > BODY);
+}
+
+#[tokio::test(start_paused = true)]
 async fn idle_and_old_connections_are_closed() {
     let (told, mut lives) = mpsc::unbounded_channel();
     let dialer = InMemory {

@@ -17,6 +17,9 @@ use crate::secret::SecretBytes;
 /// How long a generated secret is, in bytes.
 const SECRET_BYTES: usize = 32;
 
+/// Bytes of the value of a header with one HMAC: `v1,` and the base64 of 32 bytes.
+const USUAL_HEADER: usize = 47;
+
 /// How a webhook's requests are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Algorithm {
@@ -134,7 +137,7 @@ impl Key {
 /// `{id}.{timestamp}.{body}`, separated by spaces. `timestamp` is in unix seconds. `None` if there is no key.
 pub fn header<'a>(keys: impl Iterator<Item = &'a Key>, id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
     let timestamp = timestamp.to_string();
-    let mut value = String::new();
+    let mut value = String::with_capacity(USUAL_HEADER);
     for key in keys {
         let signature = key.sign([id.as_bytes(), b".", timestamp.as_bytes(), b".", body])?;
         let length = match key.algorithm() {

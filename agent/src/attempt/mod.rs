@@ -31,7 +31,7 @@ pub struct Attempt {
     /// The events, in order; one or more, all of the webhook's account.
     pub events: Vec<Sent>,
     /// The `webhook-id`: the event's id, or for several events the batch's.
-    pub id: String,
+    pub id: Arc<str>,
     /// Which attempt it is, from 1.
     pub number: u32,
     /// The event's number among those of the webhook, if they are numbered.

@@ -71,16 +71,25 @@ impl HttpSender {
     async fn attempt(&self, attempt: &Attempt, notes: &mut Notes) -> Result<Outcome, Outcome> {
         let webhook = &attempt.webhook;
         let prepared = self.prepare(webhook, notes).map_err(|why| notes.unprepared(&why))?;
-        let _permit = self.transport.admit(&prepared.target).await?;
-
-        notes.begin(self.clock.now());
+        let _permit = match self.transport.try_admit(&prepared.target) {
+            Some(permit) => permit,
+            None => {
+                let permit = self.transport.admit(&prepared.target).await?;
+                notes.begin(self.clock.now());
+                permit
+            }
+        };
         let timeout = verdict::timeout(webhook.timeout.unwrap_or(DEFAULT_TIMEOUT), attempt.events.len());
         let deadline = notes.start + timeout;
         let credentials = &prepared.credentials;
         let token = credentials.token(&self.transport, deadline, &mut notes.trace).await;
         let token = token.inspect_err(|_| notes.hide(&credentials.secrets(None)))?;
-        // Only now: a request that had to wait for its turn or its token is not older than it says.
-        let now = self.clock.now();
+        // A request that had to wait for its turn or its token is not older than it says.
+        let now = if token.is_some() {
+            self.clock.now()
+        } else {
+            notes.start_time
+        };
         let message = message(&prepared, attempt, now, token.as_deref()).map_err(|why| notes.unprepared(&why))?;
         notes.signers = credentials.signers(now);
         notes.sending(&prepared.target, credentials, attempt, now, &message);
@@ -141,7 +150,7 @@ fn message(
 ) -> Result<Message, Unprepared> {
     let webhook = &attempt.webhook;
     let traceparent = attempt.events.iter().find_map(|sent| sent.event.traceparent.as_deref());
-    let mut headers = prepared.headers.clone();
+    let mut headers = request::attempt_headers(&prepared.headers);
     let body = request::body(webhook.payload_format, &webhook.account, &attempt.events, &mut headers)?;
     request::add_attempt_headers(
         &mut headers,
@@ -172,7 +181,7 @@ impl HttpSender {
         let Test { webhook, event } = test;
         let attempt = Attempt {
             webhook: Arc::new(webhook),
-            id: event.id.as_str().to_owned(),
+            id: event.id.shared(),
             events: vec![Sent {
                 event_info: event.event_info.clone().unwrap_or_default(),
                 event: Arc::new(event),

@@ -344,11 +344,10 @@ impl Lane {
 
     /// Takes the next request's: one, or all of a batch. Their bytes still count.
     pub fn pop_request(&mut self) -> Vec<Delivery> {
-        let mut request = Vec::new();
-        while let Some(next) = self.ready.front() {
-            let together =
-                |last: &Delivery| last.batch.is_some() && last.batch == next.batch && last.source == next.source;
-            if !request.last().is_none_or(together) {
+        // With room for just one, which is the rule.
+        let mut request: Vec<Delivery> = self.pop_ready().into_iter().collect();
+        while let (Some(last), Some(next)) = (request.last(), self.ready.front()) {
+            if last.batch.is_none() || last.batch != next.batch || last.source != next.source {
                 break;
             }
             request.extend(self.pop_ready());

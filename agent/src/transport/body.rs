@@ -35,12 +35,13 @@ pub struct Kept {
     pub whole: bool,
 }
 
-/// Reads a body, until `deadline` at most, and keeps its first `keep` bytes.
-pub(super) async fn drain(body: Incoming, keep: usize, deadline: Instant) -> (Drained, Kept) {
+/// Reads a body, until `deadline` at most and for no longer than `patience`, and keeps its first `keep` bytes.
+pub(super) async fn drain(body: Incoming, keep: usize, deadline: Instant, patience: Duration) -> (Drained, Kept) {
     let mut kept = BytesMut::new();
     let (drained, length) = if body.is_end_stream() {
         (Drained::Whole, 0)
     } else {
+        let deadline = deadline.min(Instant::now() + patience);
         let read = timeout_at(deadline, read(body, keep, &mut kept)).await;
         read.ok()
             .flatten()

@@ -186,15 +186,21 @@ impl Transport {
         })
     }
 
+    /// Lets one more request to this target be under way, if it may be now.
+    pub fn try_admit<'a>(&'a self, target: &'a Target) -> Option<Permit<'a>> {
+        let (host, all) = (target.host.permits.try_acquire(), self.in_flight.try_acquire());
+        Some(Permit {
+            _host: host.ok()?,
+            _all: all.ok()?,
+        })
+    }
+
     /// Waits until one more request to this target may be under way.
     ///
     /// # Errors
     /// [`Failure::Local`] if its turn does not come soon.
     pub async fn admit<'a>(&'a self, target: &'a Target) -> Result<Permit<'a>, Failure> {
         // The host's first, so that requests that wait for a slow host do not hold what others could use.
-        if let (Ok(host), Ok(all)) = (target.host.permits.try_acquire(), self.in_flight.try_acquire()) {
-            return Ok(Permit { _host: host, _all: all });
-        }
         let both = async {
             let host = target.host.permits.acquire().await.ok()?;
             let all = self.in_flight.acquire().await.ok()?;
@@ -234,8 +240,7 @@ impl Transport {
             of_failure
         };
         // The status is the answer; the rest is read mostly for the sake of the connection.
-        let until = deadline.min(Instant::now() + patience);
-        let (drained, body) = channel.during(body::drain(body, keep, until)).await;
+        let (drained, body) = channel.during(body::drain(body, keep, deadline, patience)).await;
         if !is_ambiguous(&head.headers) && drained == body::Drained::Whole {
             self.give_back(target, channel, trace);
         }

@@ -110,6 +110,19 @@ impl Drop for Place {
     }
 }
 
+impl State {
+    fn shared(&mut self, now: Instant) -> Option<Shared> {
+        let (shared, used) = self.shared.as_mut()?;
+        if shared.sender.is_closed() || now >= shared.born + MAX_AGE {
+            // Requests under way hold handles of their own; with the last of them it is closed.
+            self.shared = None;
+            return None;
+        }
+        *used = now;
+        Some(shared.clone())
+    }
+}
+
 impl Host {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -127,16 +140,7 @@ impl Host {
 
     /// The HTTP/2 connection, if there is one to be used.
     pub(super) fn shared(&self) -> Option<Shared> {
-        let now = Instant::now();
-        let mut state = self.lock();
-        let (shared, used) = state.shared.as_mut()?;
-        if shared.sender.is_closed() || now >= shared.born + MAX_AGE {
-            // Requests under way hold handles of their own; with the last of them it is closed.
-            state.shared = None;
-            return None;
-        }
-        *used = now;
-        Some(shared.clone())
+        self.lock().shared(Instant::now())
     }
 
     /// Takes the HTTP/2 connection with this number out of use.
@@ -206,12 +210,14 @@ impl Pool {
 
     /// An open connection to send on: the shared one, or the one that became idle last (the others then get old and are closed).
     pub(super) fn take(&self, host: &Host) -> Option<Channel> {
-        if let Some(shared) = host.shared() {
-            return Some(Channel::Http2(shared));
-        }
         let now = Instant::now();
         loop {
-            let mut idle = host.lock().idle.pop()?;
+            let mut state = host.lock();
+            if let Some(shared) = state.shared(now) {
+                return Some(Channel::Http2(shared));
+            }
+            let mut idle = state.idle.pop()?;
+            drop(state);
             idle.link.look();
             if idle.is_usable(now) {
                 return Some(Channel::Http1(idle.link));

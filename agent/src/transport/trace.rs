@@ -115,7 +115,9 @@ impl Trace {
 
     /// How long each phase took; one that was cut, until now.
     pub fn phases(&mut self) -> Phases {
-        self.end(Instant::now());
+        if self.under_way.is_some() {
+            self.end(Instant::now());
+        }
         self.phases
     }
 

@@ -4,9 +4,9 @@
 //! clock. Whoever acts on a lease asks [`Held`] first: it turns false before the store can have let the lease run out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -31,16 +31,41 @@ const LEAST_MARGIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct Held {
     id: LeaseId,
-    safe_until: Arc<watch::Sender<Instant>>,
+    life: Arc<Life>,
     lost: CancellationToken,
+}
+
+/// How long a lease is certain to live. Asked several times in every attempt, so without a lock.
+#[derive(Debug)]
+pub struct Life {
+    since: Instant,
+    /// For so many nanoseconds from then; 0 once it is lost.
+    nanos: AtomicU64,
+}
+
+impl Life {
+    /// Whether it is certain to live at this moment.
+    pub fn is_safe(&self) -> bool {
+        let nanos = self.nanos.load(Ordering::SeqCst);
+        self.nanos_to(Instant::now()) < nanos || nanos != 0 && planted::is(Bug::LeaseLossUnnoticed)
+    }
+
+    fn nanos_to(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.saturating_duration_since(self.since).as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 impl Held {
     /// A lease that is certain to live until `safe_until`.
     pub fn new(id: LeaseId, safe_until: Instant) -> Self {
+        let life = Life {
+            since: Instant::now(),
+            nanos: AtomicU64::new(0),
+        };
+        life.nanos.store(life.nanos_to(safe_until), Ordering::SeqCst);
         Self {
             id,
-            safe_until: Arc::new(watch::Sender::new(safe_until)),
+            life: Arc::new(life),
             lost: CancellationToken::new(),
         }
     }
@@ -51,13 +76,18 @@ impl Held {
     }
 
     /// Until when the lease is certain to live, as known now.
-    pub fn safe_until(&self) -> Instant {
-        *self.safe_until.borrow()
+    fn safe_until(&self) -> Instant {
+        self.life.since + Duration::from_nanos(self.life.nanos.load(Ordering::SeqCst))
     }
 
     /// Whether the lease is certain to live at this moment.
     pub fn is_safe(&self) -> bool {
-        !self.lost.is_cancelled() && (Instant::now() < self.safe_until() || planted::is(Bug::LeaseLossUnnoticed))
+        self.life.is_safe()
+    }
+
+    /// How long it is certain to live, for those who need to know nothing else.
+    pub const fn life(&self) -> &Arc<Life> {
+        &self.life
     }
 
     /// Cancelled once the lease is not certain to live any more. It never comes back: take a new lease.
@@ -65,13 +95,22 @@ impl Held {
         &self.lost
     }
 
-    /// Notes that the lease lives until `safe_until` at least.
+    /// Notes that the lease lives until `safe_until` at least, unless it is lost.
     pub fn extend(&self, safe_until: Instant) {
-        self.safe_until.send_if_modified(|until| {
-            let later = safe_until > *until;
-            *until = safe_until.max(*until);
-            later
-        });
+        let later = self.life.nanos_to(safe_until);
+        // An error means that it is lost, or known to live as long.
+        let _ = self
+            .life
+            .nanos
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |until| {
+                (until != 0 && later > until).then_some(later)
+            });
+    }
+
+    /// Notes that the lease is not certain to live any more.
+    pub fn lose(&self) {
+        self.life.nanos.store(0, Ordering::SeqCst);
+        self.lost.cancel();
     }
 
     /// Ends the lease: first for its holder, then in the store, with all its keys.
@@ -79,7 +118,7 @@ impl Held {
     /// # Errors
     /// [`ReadError`] if the store did not answer; the lease then runs out by itself.
     pub async fn revoke(&self, store: &dyn Store) -> Result<(), ReadError> {
-        self.lost.cancel();
+        self.lose();
         store.revoke(self.id).await
     }
 }
@@ -109,7 +148,7 @@ pub async fn keep(group: &task::Group, store: SharedStore, ttl: Duration) -> Res
             return;
         }
         tracing::warn!(lease = keeper.id.0, "the lease is lost");
-        keeper.lost.cancel();
+        keeper.lose();
     });
     Ok(held)
 }

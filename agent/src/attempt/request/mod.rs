@@ -51,6 +51,9 @@ const NEVER_STATIC: [&str; 13] = [
 /// What a format adds around one event at most, beyond its `eventInfo` and data, in bytes: keys, id, name and time. For sizing the buffer only.
 const EVENT_OVERHEAD: usize = 320;
 
+/// How many headers an attempt has besides the shared ones: id, time, attempt, sequence, trace, proof and host.
+const ATTEMPT_HEADERS: usize = 7;
+
 /// A header that cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the header {name} cannot be sent")]
@@ -161,7 +164,7 @@ fn is_canonical_integer(text: &str) -> bool {
 /// # Errors
 /// [`InvalidHeader`] for a static header that is none. The API refuses such ones, so this is a store written by someone else.
 pub fn base_headers(static_headers: &[(String, String)]) -> Result<HeaderMap, InvalidHeader> {
-    let mut headers = HeaderMap::with_capacity(static_headers.len() + 9);
+    let mut headers = HeaderMap::with_capacity(static_headers.len() + 2);
     headers.insert(CONTENT_TYPE, JSON);
     headers.insert(USER_AGENT, AGENT);
     for (name, value) in static_headers {
@@ -173,6 +176,15 @@ pub fn base_headers(static_headers: &[(String, String)]) -> Result<HeaderMap, In
         }
     }
     Ok(headers)
+}
+
+/// The shared headers, with room for those of an attempt: a clone would have none, and be moved twice as they are added.
+pub fn attempt_headers(base: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(base.len() + ATTEMPT_HEADERS);
+    for (name, value) in base {
+        headers.append(name, value.clone());
+    }
+    headers
 }
 
 /// Adds the headers of one attempt. A `traceparent` that is no header value is left out: it is only advice.

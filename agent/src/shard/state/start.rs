@@ -72,7 +72,7 @@ impl State {
         let start = Start {
             attempt: AttemptId(self.vacant_flights.pop().unwrap_or(self.flights.len())),
             webhook: webhook.clone(),
-            id: first.batch.clone().unwrap_or_else(|| first.event.id.as_str().into()),
+            id: first.batch.clone().unwrap_or_else(|| first.event.id.shared()),
             number: first.state.attempts.saturating_add(1),
             sequence: NonZeroU64::new(first.state.sequence).filter(|_| webhook.numbered && first.batch.is_none()),
             events: deliveries.iter().map(|delivery| delivery.event.clone()).collect(),

@@ -77,7 +77,7 @@ impl Sender for Receiver {
         let sent = &attempt.events[0];
         let call = (
             attempt.webhook.id.as_str().to_owned(),
-            attempt.id.clone(),
+            attempt.id.to_string(),
             attempt.number,
             sent.event_info.to_string(),
         );
@@ -272,7 +272,7 @@ impl Agent {
 
     /// As a crash: nothing more is sent or written.
     pub(super) async fn die(self) {
-        self.lease.lost().cancel();
+        self.lease.lose();
         self.group.shut_down(Duration::ZERO).await;
     }
 }

@@ -58,6 +58,9 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a shard that is given up waits for the last of its history to be written: it answers within milliseconds, or is dropped.
 const HISTORY_DEADLINE: Duration = Duration::from_millis(500);
 
+/// How often in a row ended attempts are taken in before everything else that may have happened is looked at.
+const ENDED_IN_A_ROW: u32 = 16;
+
 /// How long the tasks of a worker that ends may take to notice.
 const STOP_GRACE: Duration = Duration::from_millis(100);
 
@@ -253,6 +256,7 @@ impl Worker {
         tokio::pin!(lost, fenced, sleep);
         let mut deadline: Option<Instant> = None;
         let mut orders = self.shards.deps.commands.changes();
+        let mut in_a_row = 0;
         loop {
             if deadline.is_some() {
                 self.permit = None;
@@ -269,9 +273,13 @@ impl Worker {
                 sleep.as_mut().reset(until);
             }
             let wake = self.wake.clone();
-            // In this order: what is rare first, so that a flood of ended attempts holds up nothing else.
+            // Mostly it is an attempt that has ended, and nothing else needs to be asked. But a flood of them holds up nothing else for long.
             tokio::select! {
                 biased;
+                Some(ended) = self.attempts.join_next(), if in_a_row < ENDED_IN_A_ROW => {
+                    in_a_row += 1;
+                    self.attempts_ended(ended);
+                }
                 command = &mut commands, if deadline.is_none() => match command {
                     Ok(Command::Release) => deadline = Some(Instant::now() + self.shards.limits.grace),
                     Ok(Command::Abandon) | Err(_) => return End::Abandoned,
@@ -288,11 +296,11 @@ impl Worker {
                 Some(found) = self.singles.next(), if deadline.is_none() => self.single_found(found),
                 Some(read) = self.orders.next(), if deadline.is_none() => self.order_read(read),
                 Some(read) = self.reads.join_next(), if deadline.is_none() => self.read_ended(read),
-                Some(ended) = self.attempts.join_next() => self.attempts_ended(ended),
                 () = wake.notified() => {}
                 () = &mut sleep => if deadline.is_some() {
                     return End::Released;
                 },
+                () = std::future::ready(()), if in_a_row >= ENDED_IN_A_ROW => in_a_row = 0,
             }
         }
     }
@@ -359,21 +367,15 @@ impl Worker {
         let sender = self.shards.deps.sender.clone();
         let counted = Counted::new(self.shards.counters.clone(), |counters| &counters.in_flight);
         let attempt = Attempt {
-            id: start.id.as_ref().to_owned(),
+            id: start.id,
             webhook: start.webhook,
             events: start.events.into_iter().map(sent).collect(),
             number: start.number,
             sequence: start.sequence,
         };
-        let lease = self.tenure.lease.clone();
+        let life = self.tenure.lease.life().clone();
         // Asked anew at every step of the attempt: a process that was stopped and goes on after its lease has run out sends nothing more.
-        let over = poll_fn(move |_| {
-            if lease.is_safe() {
-                Poll::Pending
-            } else {
-                Poll::Ready(())
-            }
-        });
+        let over = poll_fn(move |_| if life.is_safe() { Poll::Pending } else { Poll::Ready(()) });
         let now = self.now();
         let not_made = move |why: &str| Made {
             outcome: Outcome::NotMade { why: why.to_owned() },

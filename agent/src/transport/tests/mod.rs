@@ -224,7 +224,7 @@ fn attempt(webhook: &Arc<Webhook>) -> Attempt {
             event: Arc::new(event),
             event_info: "1-000000-1-0".into(),
         }],
-        id: "evt_1".to_owned(),
+        id: "evt_1".into(),
         number: 2,
         sequence: None,
     }

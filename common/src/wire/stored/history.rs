@@ -45,22 +45,34 @@ pub fn unpack_history(bytes: Bytes) -> Result<Chapter, Unreadable> {
 }
 
 /// Gives each different thing a number, from 0.
-struct Table<T>(HashMap<T, u32>);
+struct Table<T> {
+    numbers: HashMap<T, u32>,
+    /// Neighbours are mostly alike, and comparing costs less than hashing.
+    last: Option<(T, u32)>,
+}
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self {
+            numbers: HashMap::new(),
+            last: None,
+        }
     }
 }
 
-impl<T: Eq + Hash> Table<T> {
+impl<T: Copy + Eq + Hash> Table<T> {
     /// The number of a thing; `add` is called if it is new.
     fn number(&mut self, thing: T, add: impl FnOnce(&T)) -> u32 {
-        let next = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
-        *self.0.entry(thing).or_insert_with_key(|thing| {
+        if let Some((_, number)) = self.last.filter(|(last, _)| *last == thing) {
+            return number;
+        }
+        let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+        let number = *self.numbers.entry(thing).or_insert_with_key(|thing| {
             add(thing);
             next
-        })
+        });
+        self.last = Some((thing, number));
+        number
     }
 }
 

@@ -228,7 +228,7 @@ async fn a_lease_that_is_lost_cuts_every_attempt() {
     world
         .eventually("the attempts begin", async || world.receiver.attempts() == 4)
         .await;
-    agent.lease.lost().cancel();
+    agent.lease.lose();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(world.receiver.received().is_empty());
     running.abandon().await;

@@ -3,7 +3,7 @@
 
 use crate::store::Write;
 #[cfg(feature = "planted")]
-use crate::{key, key::Key};
+use crate::{key, store::Op};
 
 /// A known bug. Its name says what is then done wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,13 +103,14 @@ pub fn is(bug: Bug) -> bool {
 #[cfg(feature = "planted")]
 pub fn split(write: &Write) -> Option<(Write, Write)> {
     let mut first = write.clone();
-    let is_later = |key: &Key| match PLANTED.get() {
-        Some(Bug::DedupeApart) => key.as_str().starts_with("dedupe/"),
-        Some(Bug::RetryApart) => key::parse_parked(key).is_some(),
+    let is_later = |op: &Op| match PLANTED.get() {
+        // Of what is published only dedupe keys are leased.
+        Some(Bug::DedupeApart) => matches!(op, Op::Put { lease: Some(_), .. }),
+        Some(Bug::RetryApart) => key::parse_parked(op.key()).is_some(),
         _ => false,
     };
     let guards = first.guards.clone();
-    let ops = first.ops.extract_if(.., |op| is_later(op.key())).collect::<Vec<_>>();
+    let ops = first.ops.extract_if(.., |op| is_later(op)).collect::<Vec<_>>();
     (!ops.is_empty() && !first.ops.is_empty()).then_some((first, Write { guards, ops }))
 }
 

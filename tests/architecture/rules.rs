@@ -34,7 +34,11 @@ const NAMES: &[(&str, &str, &str)] = &[
         "standalone/ tests/",
         "the wiring is named by nothing below it",
     ),
-    ("etcd_client", "common/src/store/etcd", "only the etcd store knows etcd"),
+    (
+        "etcd_client",
+        "common/src/store/etcd tests/simulation/",
+        "only the etcd store knows etcd, and the etcd of the simulation",
+    ),
     ("redb", "common/src/store/file", "only the file store knows its engine"),
     (
         "tonic_types",

@@ -10,6 +10,7 @@ use postrider_common::store::SharedStore;
 use postrider_common::store::conformance;
 use postrider_common::store::etcd::{EtcdConfig, EtcdStore};
 use postrider_common::store::memory::MemoryStore;
+use postrider_common::task::Group;
 
 use crate::etcd::{Member, Mishaps};
 use crate::net::{self, SimDialer, elapsed};
@@ -65,6 +66,7 @@ fn laws() {
                     on: AtomicBool::new(false),
                     dice: Dice::new(1, 3),
                 }),
+                tasks: Group::default(),
             };
             async move {
                 member.serve(net::listen(host.address().port()).await?).await?;

@@ -1,27 +1,20 @@
 //! Who publishes, administers and looks, through the control planes' own API.
 
-use std::collections::BTreeSet;
-use std::num::NonZeroU16;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use postrider_common::id::{AccountId, WebhookId};
-use postrider_common::{key, shard};
 use postrider_proto::v1::{
-    CancelDeliveryRequest, CreateAccountRequest, CreateWebhookRequest, DeliveryCounts, DeliveryOptions, Event,
-    GetAccountUsageRequest, ListDeadLettersRequest, PublishResponse, RedriveDeadLettersRequest, RetryPolicy,
-    RotateSigningSecretRequest, UpdateWebhookRequest, Webhook, delivery_options, webhook as webhook_form,
+    CancelDeliveryRequest, CreateAccountRequest, CreateWebhookRequest, Event, PublishResponse,
+    RedriveDeadLettersRequest, RotateSigningSecretRequest, UpdateWebhookRequest, Webhook,
 };
-use postrider_tests::client::{Client, event, may_be_sent_again, millis, no_auth, request_id, signature, webhook};
+use postrider_tests::client::{Client, event, may_be_sent_again, request_id};
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
-use crate::net::{self, elapsed, wall};
-use crate::plan::{Act, Dice, Hook, Host, Order, Plan, Sharing};
-use crate::receiver::TIMEOUT;
-use crate::world::{Counts, Published, Span, World};
-
-const ACCOUNT: &str = "acme";
+use crate::forms::{ACCOUNT, form, moment, name, shard_of, url};
+use crate::net::{self, elapsed};
+use crate::plan::{Act, Dice, Host, Order, Plan};
+use crate::world::{Published, Span, World};
 
 /// How an answer begins that says that a command is durable, though not carried out yet.
 const STORED: &str = "the command is stored";
@@ -38,15 +31,6 @@ const LAG: Duration = Duration::from_secs(9);
 /// The same where agents are never cut off from the store.
 const GENTLE_LAG: Duration = Duration::from_secs(4);
 
-/// How long it may take, after all trouble, until nothing waits any more.
-const CALM: Duration = Duration::from_secs(150);
-
-/// How long the cluster is left alone before what is left is looked at.
-const LAST: Duration = Duration::from_secs(5);
-
-/// How often used-up events of ordered webhooks are tried anew then.
-const NUDGE: Duration = Duration::from_secs(10);
-
 /// Does all that a plan says; what goes wrong is noted as a failure.
 pub(crate) async fn drive(plan: &Plan, world: &World) {
     let driver = Driver {
@@ -61,10 +45,14 @@ pub(crate) async fn drive(plan: &Plan, world: &World) {
     }
 }
 
-struct Driver<'a> {
-    plan: &'a Plan,
-    world: &'a World,
-    clients: Vec<Client>,
+/// Who does it.
+pub(crate) struct Driver<'a> {
+    /// What is to be done.
+    pub(crate) plan: &'a Plan,
+    /// What everybody shares.
+    pub(crate) world: &'a World,
+    /// The control planes.
+    pub(crate) clients: Vec<Client>,
 }
 
 impl Driver<'_> {
@@ -85,7 +73,7 @@ impl Driver<'_> {
     }
 
     /// Makes a call at one control plane after the other until one answers.
-    async fn call<T, F>(&self, what: &str, first: usize, call: impl Fn(Client) -> F) -> Result<T, String>
+    pub(crate) async fn call<T, F>(&self, what: &str, first: usize, call: impl Fn(Client) -> F) -> Result<T, String>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -96,7 +84,7 @@ impl Driver<'_> {
     }
 
     /// As `call`, and a refusal is an answer too.
-    async fn attempt<T, F>(
+    pub(crate) async fn attempt<T, F>(
         &self,
         what: &str,
         first: usize,
@@ -391,7 +379,12 @@ impl Driver<'_> {
         }
     }
 
-    async fn update(&self, hook: usize, paths: &[&str], change: impl Fn(&mut Webhook)) -> Result<(), String> {
+    pub(crate) async fn update(
+        &self,
+        hook: usize,
+        paths: &[&str],
+        change: impl Fn(&mut Webhook),
+    ) -> Result<(), String> {
         let mut webhook = Webhook {
             name: name(hook),
             ..Webhook::default()
@@ -411,213 +404,4 @@ impl Driver<'_> {
         .await
         .map(|_| ())
     }
-
-    /// Looks, while there is trouble, whether the counts add up.
-    async fn audit(&self) -> Result<(), String> {
-        while !self.world.is_over() {
-            let client = self.clients.first().cloned().ok_or("no control plane")?;
-            let request = GetAccountUsageRequest {
-                name: format!("accounts/{ACCOUNT}"),
-            };
-            if let Ok(usage) = client.accounts().get_account_usage(request).await {
-                for one in usage.into_inner().webhooks {
-                    add_up(&one.webhook, one.counts.as_ref())?;
-                }
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-        Ok(())
-    }
-
-    /// Waits until nothing waits any more.
-    async fn calm(&self) -> Result<(), String> {
-        let (mut nudged, end) = (Duration::ZERO, elapsed() + CALM);
-        loop {
-            let usage = self.usage().await?;
-            let waiting: Vec<usize> = (0..usage.len()).filter(|hook| usage[*hook].waiting > 0).collect();
-            if waiting.is_empty() {
-                // Commands that had nothing to do are put away.
-                sleep(LAST).await;
-                return Ok(());
-            }
-            if elapsed() > end {
-                return Err(format!("it does not come to rest: {usage:?}"));
-            }
-            if elapsed() > nudged + NUDGE {
-                nudged = elapsed();
-                self.world.note(format_args!("waiting: {waiting:?}"));
-                for hook in waiting {
-                    self.update(hook, &["active", "description"], |webhook| {
-                        webhook.active = Some(true);
-                        webhook.description = format!("nudged at {nudged:?}");
-                    })
-                    .await?;
-                }
-            }
-            sleep(Duration::from_millis(500)).await;
-        }
-    }
-
-    async fn usage(&self) -> Result<Vec<Counts>, String> {
-        let request = GetAccountUsageRequest {
-            name: format!("accounts/{ACCOUNT}"),
-        };
-        let usage = self
-            .call("reading the usage", 0, |client| {
-                let request = request.clone();
-                async move { client.accounts().get_account_usage(request).await }
-            })
-            .await?
-            .into_inner();
-        let mut all = vec![Counts::default(); self.plan.hooks.len()];
-        for one in usage.webhooks {
-            let counts = add_up(&one.webhook, one.counts.as_ref())?;
-            let number = one
-                .webhook
-                .rsplit('w')
-                .next()
-                .and_then(|number| number.parse::<usize>().ok());
-            if let Some(place) = number.and_then(|number| all.get_mut(number)) {
-                *place = counts;
-            }
-        }
-        Ok(all)
-    }
-
-    async fn dump(&self) -> Result<(), String> {
-        let counts = self.usage().await?;
-        for hook in 0..self.plan.hooks.len() {
-            let mut dead = BTreeSet::new();
-            let mut page_token = String::new();
-            loop {
-                let request = ListDeadLettersRequest {
-                    parent: name(hook),
-                    page_size: 1000,
-                    page_token,
-                    ..ListDeadLettersRequest::default()
-                };
-                let page = self
-                    .call("listing dead letters", 0, |client| {
-                        let request = request.clone();
-                        async move { client.deliveries().list_dead_letters(request).await }
-                    })
-                    .await?
-                    .into_inner();
-                for letter in page.dead_letters {
-                    if !dead.insert(letter.event_id.clone()) {
-                        return Err(format!("{} is a dead letter of w{hook} twice", letter.event_id));
-                    }
-                }
-                page_token = page.next_page_token;
-                if page_token.is_empty() {
-                    break;
-                }
-            }
-            self.world.seen().dead.push(dead);
-        }
-        self.world.note(format_args!("{counts:?}"));
-        self.world.seen().counts = counts;
-        Ok(())
-    }
-}
-
-fn shard_of(hook: usize, shards: u16) -> Result<String, String> {
-    let account = AccountId::new(ACCOUNT).map_err(|error| error.to_string())?;
-    let webhook = WebhookId::new(&format!("w{hook}")).map_err(|error| error.to_string())?;
-    let count = NonZeroU16::new(shards).ok_or("no shards")?;
-    Ok(key::owner(shard::of(&account, &webhook, count)).to_string())
-}
-
-fn name(hook: usize) -> String {
-    format!("accounts/{ACCOUNT}/webhooks/w{hook}")
-}
-
-fn url(hook: usize, place: usize) -> String {
-    let host = Host::Receiver.ip();
-    if place == 0 {
-        format!("http://{host}/w{hook}")
-    } else {
-        format!("http://{host}/w{hook}-{place}")
-    }
-}
-
-fn form(number: usize, hook: &Hook) -> Webhook {
-    let order = match hook.order {
-        Order::None => delivery_options::Ordering::None,
-        Order::PerKey => delivery_options::Ordering::PerKey,
-        Order::Strict => delivery_options::Ordering::Strict,
-    };
-    let on_failure = match hook.order {
-        Order::None => delivery_options::OnFailure::Unspecified,
-        _ if hook.dead_letters => delivery_options::OnFailure::DeadLetter,
-        Order::PerKey => delivery_options::OnFailure::ParkKey,
-        Order::Strict => delivery_options::OnFailure::Block,
-    };
-    let mut delivery = DeliveryOptions {
-        ordering: order.into(),
-        on_failure: on_failure.into(),
-        timeout: Some(millis(i32::try_from(TIMEOUT.as_millis()).unwrap_or(2_000))),
-        sequence_header: hook.numbered,
-        max_in_flight: if hook.order == Order::Strict {
-            0
-        } else {
-            hook.max_in_flight
-        },
-        ..DeliveryOptions::default()
-    };
-    match hook.sharing {
-        Sharing::Single => delivery.mode = delivery_options::Mode::RealTime.into(),
-        Sharing::Coalesced => {
-            delivery.mode = delivery_options::Mode::RealTime.into();
-            delivery.max_events = 5;
-        }
-        Sharing::Batched => {
-            delivery.mode = delivery_options::Mode::Batch.into();
-            delivery.max_events = 5;
-            delivery.max_delay = Some(millis(1_000));
-        }
-    }
-    Webhook {
-        retry: Some(RetryPolicy {
-            max_attempts: hook.max_attempts,
-            initial_delay: Some(millis(100)),
-            max_delay: Some(millis(1_000)),
-            ..RetryPolicy::default()
-        }),
-        delivery: Some(delivery),
-        when_inactive: webhook_form::WhenInactive::Hold.into(),
-        ..webhook(
-            &url(number, 0),
-            &["E"],
-            if hook.signed { signature() } else { no_auth() },
-        )
-    }
-}
-
-fn moment(at: Duration) -> prost_types::Timestamp {
-    let millis = wall(at).as_millis();
-    prost_types::Timestamp {
-        seconds: millis.div_euclid(1000),
-        nanos: i32::try_from(millis.rem_euclid(1000)).unwrap_or(0) * 1_000_000,
-    }
-}
-
-fn add_up(webhook: &str, counts: Option<&DeliveryCounts>) -> Result<Counts, String> {
-    let counts = counts.ok_or_else(|| format!("{webhook} has no counts"))?;
-    let counts = Counts {
-        accepted: counts.accepted,
-        delivered: counts.delivered,
-        waiting: counts.waiting,
-        dead: counts.dead,
-        dropped: counts.dropped.iter().map(|dropped| dropped.count).sum(),
-    };
-    let ended = counts.delivered + counts.waiting + counts.dead + counts.dropped;
-    if counts.accepted != ended
-        || [counts.delivered, counts.waiting, counts.dead, counts.dropped]
-            .iter()
-            .any(|count| *count < 0)
-    {
-        return Err(format!("the counts of {webhook} do not add up: {counts:?}"));
-    }
-    Ok(counts)
 }

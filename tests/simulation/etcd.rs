@@ -26,6 +26,7 @@ use postrider_common::store::{
     Change, Changes, Entry, Guard, LeaseError, LeaseId, ListRequest, NotApplied, Op, ReadError, Revision, Store as _,
     WatchError, Write, WriteError,
 };
+use postrider_common::task::Group;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
@@ -60,6 +61,8 @@ pub(crate) struct Member {
     pub(crate) witness: Witness,
     /// What happens to writes.
     pub(crate) mishaps: Arc<Mishaps>,
+    /// Its streams.
+    pub(crate) tasks: Group,
 }
 
 impl Member {
@@ -315,7 +318,8 @@ impl PbWatchService for Member {
 
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let (answers, stream) = mpsc::channel(STREAM_DEPTH);
-        tokio::spawn(self.clone().follow(request.into_inner(), answers));
+        let watch = self.clone().follow(request.into_inner(), answers);
+        self.tasks.spawn("watch", watch);
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -355,7 +359,7 @@ impl PbLeaseService for Member {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let (answers, stream) = mpsc::channel(STREAM_DEPTH);
         let (member, mut requests) = (self.clone(), request.into_inner());
-        tokio::spawn(async move {
+        self.tasks.spawn("keep-alives", async move {
             while let Ok(Some(PbLeaseKeepAliveRequest { id })) = requests.message().await {
                 let ttl = match member.store.keep_alive(LeaseId(id)).await {
                     Ok(ttl) => whole_seconds(ttl),

@@ -2,17 +2,19 @@
 //! client of etcd and the real HTTP, over an etcd, a network, clocks and chance of the simulation's own. The same seed gives the same run.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing)] // A simulation that cannot go on says so and ends.
-#![allow(clippy::disallowed_methods)] // A host's tasks end with its runtime, and how long it all took is real time.
+#![allow(clippy::disallowed_methods)] // How long it all took is real time.
 
 mod check;
 mod driver;
 mod etcd;
+mod forms;
 mod judge;
 mod maintenance;
 mod many;
 mod net;
 mod plan;
 mod receiver;
+mod rest;
 mod run;
 mod world;
 

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use postrider_common::task::Group;
 use tonic::transport::server::Connected as _;
 
 use crate::net::{self, elapsed};
@@ -45,11 +46,12 @@ enum Answer {
 pub(crate) async fn serve(plan: Arc<Plan>, world: Arc<World>) -> io::Result<()> {
     let dice = Arc::new(Dice::new(plan.seed, 2));
     let mut incoming = pin!(net::listen(Host::Receiver.address().port()).await?);
+    let connections = Group::default();
     while let Some(connection) = incoming.next().await {
         let connection = connection?;
         let (plan, world, dice) = (plan.clone(), world.clone(), dice.clone());
         let from = connection.connect_info().0;
-        tokio::spawn(async move {
+        connections.spawn("connection", async move {
             let service = service_fn(|request| answer(&plan, &world, &dice, from, request));
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -16,8 +16,10 @@ use postrider_common::secret::Keyring;
 use postrider_common::store::etcd::{EtcdConfig, EtcdStore};
 use postrider_common::store::memory::MemoryStore;
 use postrider_common::store::{Guard, Op, Revision, SharedStore, Store as _, Write};
+use postrider_common::task::Group;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use turmoil::Sim;
 
@@ -80,7 +82,7 @@ fn align_tasks() {
     };
     runtime.block_on(async {
         loop {
-            let number = tokio::spawn(async {}).id().to_string().parse::<u64>();
+            let number = JoinSet::new().spawn(async {}).id().to_string().parse::<u64>();
             if number.is_ok_and(|number| number % LISTS == 0) {
                 return;
             }
@@ -163,6 +165,7 @@ fn populate(sim: &mut Sim<'_>, ground: &Arc<Ground>) {
                 entropy: Arc::new(SystemEntropy::seeded(ground.plan.seed ^ u64::from(number))),
                 witness: witness.clone(),
                 mishaps: ground.mishaps.clone(),
+                tasks: Group::default(),
             };
             async move {
                 member.serve(net::listen(host.address().port()).await?).await?;

@@ -14,7 +14,7 @@ export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 SIMULATION := RUSTFLAGS='--cfg tokio_unstable' CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target}/simulation \
 	cargo run --quiet --profile simulation -p postrider-tests --features simulation --bin simulate --
 
-.PHONY: help demo test load simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd venv
+.PHONY: help demo test load chaos chaos-short simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd nft venv
 
 help: ## Shows what can be made.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|'
@@ -28,6 +28,13 @@ test: etcd venv build simulation-check ## Runs all tests: a thousand simulated c
 load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=--help).
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/load $(ARGS)
+
+chaos: etcd ## Kills programs while they work, and judges what came of it: make chaos ARGS='--events 1000000 --kills 60' (see ARGS=--help).
+	cargo build --release --workspace --bins
+	$${CARGO_TARGET_DIR:-target}/release/chaos $(ARGS)
+
+chaos-short: etcd nft build ## Some faults of real programs, one after the other: about 6 minutes.
+	cargo nextest run -p postrider-tests --test chaos
 
 simulation: ## Runs clusters in a simulated network: make simulation ARGS='run --start 1 --seeds 10000' (see ARGS=--help).
 	$(SIMULATION) $(ARGS)
@@ -67,6 +74,13 @@ etcd:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq etcd-server >/dev/null; \
 	else echo 'install etcd: apt-get install etcd-server' >&2; exit 1; fi
+
+# For network namespaces in which an agent is cut off. Tests that need it fail where it is missing, and say so.
+nft:
+	@if command -v nft >/dev/null && command -v ip >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 nftables >/dev/null; \
+	else echo 'install nft and ip, and run the tests as root: apt-get install nftables iproute2' >&2; fi
 
 venv: $(VENV)/installed
 

@@ -1,6 +1,7 @@
 //! A cluster: etcd, control planes and agents, as processes of their own.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use postrider_common::entropy::SystemEntropy;
@@ -14,6 +15,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::client::Client;
 use crate::etcd::Etcd;
+use crate::namespace::Namespace;
+use crate::port::Reserved;
 use crate::process::{Process, program};
 use crate::wait;
 
@@ -46,6 +49,7 @@ pub struct Cluster {
     pub agents: Vec<Process>,
     folder: TempDir,
     started: usize,
+    lease: Duration,
     control_plane_arguments: Vec<String>,
     agent_arguments: Vec<String>,
     _turn: SemaphorePermit<'static>,
@@ -68,6 +72,8 @@ pub struct ControlPlane {
     pub address: SocketAddr,
     /// Where it answers metrics and probes.
     pub metrics: SocketAddr,
+    /// Its address stays its own while it is down.
+    port: Reserved,
 }
 
 impl Cluster {
@@ -88,6 +94,24 @@ impl Cluster {
         Self::on(etcd, control_planes, agents, &[], agent_arguments, turn).await
     }
 
+    /// A cluster of so many etcd members, control planes and agents, whose leases live this long.
+    pub async fn with_leases(lease: Duration, members: usize, control_planes: usize, agents: usize) -> Self {
+        let turn = TURN.acquire().await.expect("turns are never closed");
+        let etcd = Etcd::start(members).await;
+        let mut cluster = Self::empty(etcd, &[], &[], turn);
+        cluster.lease = lease;
+        cluster.grow(control_planes, agents).await;
+        cluster
+    }
+
+    /// One etcd, control planes and agents that let webhooks reach the addresses of `namespace`, and an etcd that can be reached from there.
+    pub async fn beside(namespace: &Namespace, control_planes: usize, agents: usize) -> Self {
+        let turn = TURN.acquire().await.expect("turns are never closed");
+        let etcd = Etcd::start_reachable(namespace.host()).await;
+        let egress = ["--egress-allow", namespace.network()];
+        Self::on(etcd, control_planes, agents, &egress, &egress, turn).await
+    }
+
     /// One etcd that may grow to so many bytes, which the control planes are told.
     pub async fn with_quota(bytes: u64, control_planes: usize, agents: usize) -> Self {
         let turn = TURN.acquire().await.expect("turns are never closed");
@@ -104,6 +128,17 @@ impl Cluster {
         agent_arguments: &[&str],
         turn: SemaphorePermit<'static>,
     ) -> Self {
+        let mut cluster = Self::empty(etcd, control_plane_arguments, agent_arguments, turn);
+        cluster.grow(control_planes, agents).await;
+        cluster
+    }
+
+    fn empty(
+        etcd: Etcd,
+        control_plane_arguments: &[&str],
+        agent_arguments: &[&str],
+        turn: SemaphorePermit<'static>,
+    ) -> Self {
         let owned = |arguments: &[&str]| arguments.iter().map(ToString::to_string).collect();
         let folder = tempfile::Builder::new()
             .prefix("postrider-cluster-")
@@ -111,22 +146,25 @@ impl Cluster {
             .expect("a folder can be made");
         let key = Keyring::generate(&SystemEntropy::new().expect("there is randomness"));
         std::fs::write(folder.path().join("key"), key.as_bytes()).expect("the key can be written");
-        let mut cluster = Self {
+        Self {
             etcd,
             control_planes: Vec::new(),
             agents: Vec::new(),
             folder,
             started: 0,
+            lease: LEASE_TTL,
             control_plane_arguments: owned(control_plane_arguments),
             agent_arguments: owned(agent_arguments),
             _turn: turn,
-        };
-        cluster.add_control_planes(control_planes).await;
-        for _ in 0..agents {
-            cluster.add_agent().await;
         }
-        cluster.settled().await;
-        cluster
+    }
+
+    async fn grow(&mut self, control_planes: usize, agents: usize) {
+        self.add_control_planes(control_planes).await;
+        for _ in 0..agents {
+            self.add_agent().await;
+        }
+        self.settled().await;
     }
 
     /// Starts control planes and waits until they serve.
@@ -138,37 +176,66 @@ impl Cluster {
 
     /// Starts a control plane with further arguments and waits until it serves.
     pub async fn add_control_plane_with(&mut self, arguments: &[&str]) {
-        let own = ["--listen", "127.0.0.1:0"];
+        let control_plane = self.start_control_plane(Reserved::new(), arguments).await;
+        self.control_planes.push(control_plane);
+    }
+
+    /// Starts a control plane that was killed again, at its address, and waits until it serves.
+    pub async fn restart_control_plane(&mut self, killed: ControlPlane) {
+        let control_plane = self.start_control_plane(killed.port, &[]).await;
+        self.control_planes.push(control_plane);
+    }
+
+    async fn start_control_plane(&mut self, port: Reserved, arguments: &[&str]) -> ControlPlane {
+        let listen = port.address().to_string();
         let all = self.control_plane_arguments.clone();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let mut process = self.run("control-plane", &[&own, &all[..], arguments].concat());
+        let store = self.etcd.url();
+        let mut process = self.run(
+            "control-plane",
+            &store,
+            &[&["--listen", &listen], &all[..], arguments].concat(),
+            None,
+        );
         let addresses = process.listening(2).await;
-        self.control_planes.push(ControlPlane {
+        ControlPlane {
             process,
             address: addresses[0],
             metrics: addresses[1],
-        });
+            port,
+        }
     }
 
     /// Starts an agent and waits until it serves.
     pub async fn add_agent(&mut self) {
+        let store = self.etcd.url();
+        self.start_agent(&store, None).await;
+    }
+
+    /// The same in a network namespace, in a cluster that stands beside it.
+    pub async fn add_agent_in(&mut self, namespace: &Namespace) {
+        let store = self.etcd.further_url();
+        self.start_agent(&store, Some(namespace)).await;
+    }
+
+    async fn start_agent(&mut self, store: &str, namespace: Option<&Namespace>) {
         let id = format!("agent-{}", self.started);
         let more = self.agent_arguments.clone();
         let mut arguments = vec!["--agent-id", &id];
         arguments.extend(more.iter().map(String::as_str));
-        let mut process = self.run("agent", &arguments);
+        let mut process = self.run("agent", store, &arguments, namespace);
         process.listening(1).await;
         self.agents.push(process);
     }
 
-    fn run(&mut self, binary: &str, more: &[&str]) -> Process {
+    fn run(&mut self, binary: &str, store: &str, more: &[&str], namespace: Option<&Namespace>) -> Process {
         let name = format!("{binary}-{}", self.started);
         self.started += 1;
-        let (store, key) = (self.etcd.url(), self.folder.path().join("key").display().to_string());
-        let ttl = format!("{}s", LEASE_TTL.as_secs());
+        let key = self.folder.path().join("key").display().to_string();
+        let ttl = format!("{}s", self.lease.as_secs());
         let mut arguments = vec![
             "--store",
-            &store,
+            store,
             "--prefix",
             PREFIX,
             "--secret-key-file",
@@ -178,12 +245,24 @@ impl Cluster {
         ];
         arguments.extend(["--metrics-listen", "127.0.0.1:0", "--egress-allow", "127.0.0.0/8"]);
         arguments.extend(more);
-        Process::start(&program(binary), &name, arguments, self.folder.path())
+        let program = program(binary);
+        match namespace {
+            Some(namespace) => namespace.start(&program, &name, &arguments, self.folder.path()),
+            None => Process::start(&program, &name, arguments, self.folder.path()),
+        }
     }
 
     /// A client of a control plane.
     pub fn client(&self, control_plane: usize) -> Client {
         Client::new(self.control_planes[control_plane].address)
+    }
+
+    /// Where the control planes answer.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.control_planes
+            .iter()
+            .map(|control_plane| control_plane.address)
+            .collect()
     }
 
     /// Clients of all control planes.
@@ -193,10 +272,15 @@ impl Cluster {
 
     /// Waits until exactly the running agents are known and own every shard, each as it was assigned.
     pub async fn settled(&self) {
+        self.settled_with(self.agents.len()).await;
+    }
+
+    /// Waits until so many agents are known and own every shard, each as it was assigned.
+    pub async fn settled_with(&self, agents: usize) {
         let client = self.client(0);
-        let what = format!("{} agents to own all shards", self.agents.len());
+        let what = format!("{agents} agents to own all shards");
         wait::until(&what, SETTLE_DEADLINE, async || {
-            let agents = client
+            let known = client
                 .cluster()
                 .list_agents(ListAgentsRequest::default())
                 .await
@@ -211,8 +295,7 @@ impl Cluster {
             let owned = |shard: &postrider_proto::v1::Shard| {
                 !shard.owner_agent.is_empty() && shard.owner_agent == shard.assigned_agent
             };
-            let known = agents.len() == self.agents.len();
-            (known && !shards.is_empty() && shards.iter().all(owned)).then_some(())
+            (known.len() == agents && !shards.is_empty() && shards.iter().all(owned)).then_some(())
         })
         .await;
     }
@@ -262,7 +345,7 @@ impl Cluster {
 
     /// Waits until nothing waits in the store: every accepted delivery has ended.
     pub async fn drained(&self, deadline: Duration) {
-        let client = self.etcd.client(0);
+        let client = self.etcd.client(self.etcd.running());
         let folders = [key::queue(ShardId(0)), key::parked(ShardId(0))].map(|shard| {
             let folder = shard.as_str().split('/').next().unwrap_or_default();
             format!("/{folder}/")
@@ -296,9 +379,43 @@ impl Cluster {
         stop(self.control_planes.remove(control_plane).process).await;
     }
 
-    /// Ends a control plane with SIGKILL.
-    pub async fn kill_control_plane(&mut self, control_plane: usize) {
-        self.control_planes.remove(control_plane).process.kill().await;
+    /// Ends a control plane with SIGKILL, and returns what is left of it.
+    pub async fn kill_control_plane(&mut self, control_plane: usize) -> ControlPlane {
+        let mut killed = self.control_planes.remove(control_plane);
+        killed.process.kill().await;
+        killed
+    }
+
+    /// When agents, also those that are gone, said that they had lost their lease.
+    pub fn lost_leases(&self) -> Vec<jiff::Timestamp> {
+        let logs = std::fs::read_dir(self.folder.path())
+            .expect("the folder is there")
+            .flatten();
+        let of_agents = logs.filter(|log| log.file_name().to_string_lossy().starts_with("agent-"));
+        let mut lost = Vec::new();
+        for log in of_agents {
+            let text = std::fs::read(log.path()).expect("a log can be read");
+            let lines = String::from_utf8_lossy(&text);
+            let said = lines.lines().filter(|line| line.contains("the lease is lost"));
+            lost.extend(said.map(|line| {
+                let time = line.split_whitespace().next().unwrap_or_default();
+                time.parse::<jiff::Timestamp>()
+                    .expect("a line of a log begins with its time")
+            }));
+        }
+        lost
+    }
+
+    /// Copies what all programs of it printed, also those that are gone, into a folder.
+    pub fn keep_logs(&self, to: &Path) {
+        std::fs::create_dir_all(to).expect("a folder can be made");
+        for folder in [self.folder.path(), self.etcd.folder()] {
+            for entry in std::fs::read_dir(folder).expect("the folder is there").flatten() {
+                if entry.path().extension().is_some_and(|extension| extension == "log") {
+                    std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a log can be copied");
+                }
+            }
+        }
     }
 
     /// Everything the programs printed so far.

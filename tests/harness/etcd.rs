@@ -1,7 +1,7 @@
 //! etcd, the real one: one member or three, on ports of their own, in a folder that goes away with it.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -19,6 +19,8 @@ pub struct Etcd {
     members: Vec<Member>,
     folder: TempDir,
     flags: Vec<String>,
+    /// Another address of this machine that its members listen on.
+    further: Option<Ipv4Addr>,
 }
 
 struct Member {
@@ -35,6 +37,15 @@ impl Etcd {
 
     /// The same, with further flags of every member.
     pub async fn start_with(count: usize, flags: &[&str]) -> Self {
+        Self::start_on(count, flags, None).await
+    }
+
+    /// Starts one member that listens, on the same port, on a further address of this machine, too.
+    pub async fn start_reachable(further: Ipv4Addr) -> Self {
+        Self::start_on(1, &[], Some(further)).await
+    }
+
+    async fn start_on(count: usize, flags: &[&str], further: Option<Ipv4Addr>) -> Self {
         let member = || Member {
             client: Reserved::new(),
             peer: Reserved::new(),
@@ -47,6 +58,7 @@ impl Etcd {
                 .tempdir()
                 .expect("a folder can be made"),
             flags: flags.iter().map(ToString::to_string).collect(),
+            further,
         };
         for index in 0..count {
             etcd.run(index);
@@ -79,6 +91,36 @@ impl Etcd {
         format!("etcd://{}", addresses.join(","))
     }
 
+    /// Where programs find its first member by the further address.
+    pub fn further_url(&self) -> String {
+        let further = self.further.expect("it listens on a further address");
+        format!("etcd://{further}:{}", self.address(0).port())
+    }
+
+    /// Where its members keep their data, and what they print.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The first of its members that was not killed.
+    pub fn running(&self) -> usize {
+        let running = self.members.iter().position(|member| member.process.is_some());
+        running.expect("a member runs")
+    }
+
+    /// Which of its running members is the leader.
+    pub async fn leader(&self) -> usize {
+        wait::until("the members to have a leader", READY_DEADLINE, async || {
+            for index in (0..self.members.len()).filter(|&index| self.members[index].process.is_some()) {
+                if self.client(index).is_leader().await.unwrap_or(false) {
+                    return Some(index);
+                }
+            }
+            None
+        })
+        .await
+    }
+
     /// The address of a member.
     pub fn address(&self, member: usize) -> SocketAddr {
         self.members[member].client.address()
@@ -108,10 +150,14 @@ impl Etcd {
         let member = &self.members[index];
         let client = format!("http://{}", member.client.address());
         let peer = format!("http://{}", member.peer.address());
+        let further = self
+            .further
+            .map(|address| format!(",http://{address}:{}", member.client.address().port()));
+        let listen = format!("{client}{}", further.unwrap_or_default());
         let arguments = [
             ("--name", name(index)),
             ("--data-dir", self.folder.path().join(name(index)).display().to_string()),
-            ("--listen-client-urls", client.clone()),
+            ("--listen-client-urls", listen),
             ("--advertise-client-urls", client),
             ("--listen-peer-urls", peer.clone()),
             ("--initial-advertise-peer-urls", peer),

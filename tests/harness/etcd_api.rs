@@ -33,6 +33,9 @@ pub struct KeyValue {
 /// The head of every answer.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Header {
+    /// The member that answered.
+    #[prost(uint64, tag = "2")]
+    member_id: u64,
     /// The store's revision.
     #[prost(int64, tag = "3")]
     revision: i64,
@@ -80,7 +83,18 @@ struct RangeResponse {
 struct StatusRequest {}
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct CompactionRequest {
+    #[prost(int64, tag = "1")]
+    revision: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CompactionResponse {}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Header>,
     #[prost(int64, tag = "3")]
     db_size: i64,
     #[prost(uint64, tag = "4")]
@@ -171,6 +185,25 @@ impl EtcdApi {
             .into_iter()
             .map(|entry| String::from_utf8_lossy(&entry.key).into_owned());
         Ok(keys.filter(|key| key.contains(part)).collect())
+    }
+
+    /// Forgets all that was before `revision`.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn compact(&self, revision: i64) -> Result<(), Status> {
+        let request = CompactionRequest { revision };
+        let _: CompactionResponse = self.call("/etcdserverpb.KV/Compact", request).await?;
+        Ok(())
+    }
+
+    /// Whether the member is the leader of the members.
+    ///
+    /// # Errors
+    /// What etcd answered.
+    pub async fn is_leader(&self) -> Result<bool, Status> {
+        let answer: StatusResponse = self.call("/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
+        Ok(answer.leader == answer.header.unwrap_or_default().member_id)
     }
 
     /// Bytes of the member's database file; `None` while it has no leader.

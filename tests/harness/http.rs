@@ -16,6 +16,10 @@ use postrider_common::task::Group;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// Who made a request: in the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
 /// Serves `listener` with `answer` on tasks of `group`, until the group is shut down: then the port is closed, and connections are cut.
 pub fn serve<F>(group: &Group, listener: TcpListener, answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static)
 where
@@ -28,13 +32,14 @@ where
         let accepting = async {
             loop {
                 // Out of file descriptors, or a peer that left before it was accepted: others still come.
-                let Ok((stream, _)) = listener.accept().await else {
+                let Ok((stream, peer)) = listener.accept().await else {
                     continue;
                 };
                 let _ = stream.set_nodelay(true);
                 let (answer, stop) = (answer.clone(), connections.token().clone());
                 connections.spawn("connection", async move {
-                    let service = service_fn(move |request| {
+                    let service = service_fn(move |mut request: Request<Incoming>| {
+                        request.extensions_mut().insert(Peer(peer));
                         let answered = answer(request);
                         async move { Ok::<_, Infallible>(answered.await) }
                     });

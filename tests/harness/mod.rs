@@ -9,15 +9,18 @@
     reason = "a harness that cannot go on must fail its test at once"
 )]
 
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod etcd;
 pub mod etcd_api;
 pub mod http;
+pub mod namespace;
 pub mod port;
 pub mod process;
 pub mod receiver;
 pub mod tls;
+pub mod usage;
 pub mod wait;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpSocket};
 /// How many connections may wait to be accepted: more than any test opens at once.
 const ACCEPT_QUEUE: u32 = 4096;
 
-/// A port of 127.0.0.1, held by a socket that is bound but does not listen: connecting is refused, nobody else is given the port, and
+/// A port, of 127.0.0.1 unless another address is asked for, held by a socket that is bound but does not listen: connecting is refused, nobody else is given the port, and
 /// whoever binds it with `SO_REUSEADDR` (as servers do) may listen on it.
 #[derive(Debug)]
 pub struct Reserved {
@@ -18,10 +18,13 @@ pub struct Reserved {
 impl Reserved {
     /// Takes a free port.
     pub fn new() -> Self {
+        Self::on(Ipv4Addr::LOCALHOST)
+    }
+
+    /// Takes a free port of an address of this machine.
+    pub fn on(address: Ipv4Addr) -> Self {
         let holder = socket();
-        holder
-            .bind((Ipv4Addr::LOCALHOST, 0).into())
-            .expect("there is a free port");
+        holder.bind((address, 0).into()).expect("there is a free port");
         let address = holder.local_addr().expect("a bound socket has an address");
         Self {
             address,

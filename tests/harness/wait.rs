@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// How often a condition that cannot announce itself is looked at: often enough not to slow a test down, rarely enough to cost nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -10,6 +10,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The time between two looks, for a loop with a deadline of its own that must be `Send`, which [`until`] is not.
 pub async fn between_looks() {
     sleep(LOOK_EVERY).await;
+}
+
+/// Waits for a moment: for publishers that keep a pace, and for what is done at a chosen moment of a run. Nothing may be concluded from its having passed.
+pub async fn moment(at: Instant) {
+    sleep_until(at).await;
 }
 
 /// Looks until `probe` gives a value, and returns it.

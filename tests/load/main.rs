@@ -18,7 +18,6 @@ mod publish;
 mod report;
 mod sink;
 mod system;
-mod usage;
 mod yardstick;
 
 use std::path::PathBuf;

@@ -9,7 +9,7 @@ use postrider_tests::process::{Process, program};
 use tempfile::TempDir;
 
 use crate::Store;
-use crate::usage::Usage;
+use postrider_tests::usage::Usage;
 
 /// What is running.
 pub(crate) enum System {

@@ -7,20 +7,20 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What one process has used since it started.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
-pub(crate) struct Usage {
+pub struct Usage {
     /// Seconds of processor time, user and system.
-    pub(crate) cpu_seconds: f64,
+    pub cpu_seconds: f64,
     /// Bytes written by system calls, to files and sockets.
-    pub(crate) written_bytes: u64,
+    pub written_bytes: u64,
     /// Bytes resident now.
-    pub(crate) resident_bytes: u64,
+    pub resident_bytes: u64,
     /// Most bytes that were ever resident.
-    pub(crate) peak_bytes: u64,
+    pub peak_bytes: u64,
 }
 
 impl Usage {
     /// What process `pid` has used; zeros where the system does not say.
-    pub(crate) fn of(pid: u32) -> Self {
+    pub fn of(pid: u32) -> Self {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         Self::parse(&read("stat"), &read("io"), &read("status"))
     }

@@ -42,7 +42,7 @@ pub(crate) async fn run(options: &Options) -> bool {
         for kill in &kills {
             trial.accepted(kill.at, FLOW).await;
             let agent = kill.which % trial.cluster.agents.len();
-            let owned = trial.owned_by(&trial.cluster.agents[agent].name().to_owned()).await;
+            let owned = trial.owned_by(trial.cluster.agents[agent].name()).await;
             let at = trial.now();
             trial.carry_out(kill).await;
             let took = (trial.now() - at) / 1000;

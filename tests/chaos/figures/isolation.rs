@@ -58,7 +58,7 @@ impl Dead {
 
     fn url(&self, number: usize) -> String {
         let address = number % (ADDRESSES / 2);
-        let port = if number % REFUSING_OF == 0 {
+        let port = if number.is_multiple_of(REFUSING_OF) {
             &self.refusing[address]
         } else {
             &self.silent[address].0

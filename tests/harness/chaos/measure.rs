@@ -1,4 +1,4 @@
-//! Figures of a run: how long events took, how long webhooks heard nothing, how long publishing stood still. Pure.
+//! Figures of a run: how long events took, how long webhooks heard nothing, how long publishing stood still.
 
 use std::collections::HashMap;
 

@@ -17,6 +17,11 @@ pub async fn moment(at: Instant) {
     sleep_until(at).await;
 }
 
+/// Lets time pass on a simulated clock, which costs none: for what a simulation does at moments of its plan.
+pub async fn simulated(time: Duration) {
+    sleep(time).await;
+}
+
 /// Looks until `probe` gives a value, and returns it.
 ///
 /// # Panics

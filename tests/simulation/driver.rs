@@ -8,7 +8,7 @@ use postrider_proto::v1::{
     RedriveDeadLettersRequest, RotateSigningSecretRequest, UpdateWebhookRequest, Webhook,
 };
 use postrider_tests::client::{Client, event, may_be_sent_again, request_id};
-use tokio::time::sleep;
+use postrider_tests::wait::simulated;
 use tonic::{Code, Status};
 
 use crate::forms::{ACCOUNT, form, moment, name, shard_of, url};
@@ -105,11 +105,11 @@ impl Driver<'_> {
                     if elapsed() > end {
                         return Err(format!("{what}: no answer in {PATIENCE:?}, at last {status:?}"));
                     }
-                    sleep(PAUSE).await;
+                    simulated(PAUSE).await;
                 }
                 // Answers of the client's own making for a connection that broke.
                 Err(status) if status.code() == Code::Internal && status.message().contains("h2 protocol error") => {
-                    sleep(PAUSE).await;
+                    simulated(PAUSE).await;
                 }
                 answer => return Ok(answer),
             }
@@ -162,7 +162,7 @@ impl Driver<'_> {
                 if elapsed() > end {
                     return Err(format!("control plane {number} does not know the webhooks"));
                 }
-                sleep(PAUSE).await;
+                simulated(PAUSE).await;
             }
         }
         Ok(())
@@ -206,7 +206,7 @@ impl Driver<'_> {
             let first = dice.below(self.clients.len());
             if dice.chance(0.15) {
                 self.publish_once(&events, first, published).await?;
-                sleep(dice.millis(0, pace * 2)).await;
+                simulated(dice.millis(0, pace * 2)).await;
                 continue;
             }
             let Some(accepted) = self.publish_one(&events, &id, first).await? else {
@@ -227,7 +227,7 @@ impl Driver<'_> {
                     return Err(format!("a repeated request is answered {again:?}, not {accepted:?}"));
                 }
             }
-            sleep(dice.millis(0, pace * 2)).await;
+            simulated(dice.millis(0, pace * 2)).await;
         }
         Ok(())
     }
@@ -269,7 +269,7 @@ impl Driver<'_> {
     }
 
     async fn act(&self, at: Duration, act: Act) -> Result<(), String> {
-        sleep(at.saturating_sub(elapsed())).await;
+        simulated(at.saturating_sub(elapsed())).await;
         self.world.note(format_args!("{act:?}"));
         let lag = if self.plan.gentle { GENTLE_LAG } else { LAG };
         match act {
@@ -277,7 +277,7 @@ impl Driver<'_> {
                 self.update(hook, &["active"], |webhook| webhook.active = Some(false))
                     .await?;
                 let from = elapsed() + lag;
-                sleep(lasts).await;
+                simulated(lasts).await;
                 let until = Some(elapsed());
                 self.world.seen().retired.push(Span { hook, from, until });
                 self.update(hook, &["active"], |webhook| webhook.active = Some(true))

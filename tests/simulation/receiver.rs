@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postrider_common::task::Group;
+use postrider_tests::wait::simulated;
 use tonic::transport::server::Connected as _;
 
 use crate::net::{self, elapsed};
@@ -106,7 +107,7 @@ async fn answer(
         .collect();
     let partial = serde_json::json!({ "failed": refused }).to_string();
     world.seen().arrivals.push(arrival);
-    tokio::time::sleep(dice.millis(0, 30)).await;
+    simulated(dice.millis(0, 30)).await;
     Ok(match answer {
         Answer::Take => empty(StatusCode::NO_CONTENT),
         Answer::TakePart(_) => {
@@ -124,7 +125,7 @@ async fn answer(
         }
         Answer::Hang => return Err(io::Error::other("hung up")),
         Answer::TakeLate => {
-            tokio::time::sleep(TIMEOUT * 2).await;
+            simulated(TIMEOUT * 2).await;
             empty(StatusCode::NO_CONTENT)
         }
     })

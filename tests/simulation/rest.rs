@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use postrider_proto::v1::{GetAccountUsageRequest, ListDeadLettersRequest};
-use tokio::time::sleep;
+use postrider_tests::wait::simulated;
 
 use crate::driver::Driver;
 use crate::forms::{ACCOUNT, add_up, name};
@@ -33,7 +33,7 @@ impl Driver<'_> {
                     add_up(&one.webhook, one.counts.as_ref())?;
                 }
             }
-            sleep(Duration::from_secs(1)).await;
+            simulated(Duration::from_secs(1)).await;
         }
         Ok(())
     }
@@ -46,7 +46,7 @@ impl Driver<'_> {
             let waiting: Vec<usize> = (0..usage.len()).filter(|hook| usage[*hook].waiting > 0).collect();
             if waiting.is_empty() {
                 // Commands that had nothing to do are put away.
-                sleep(LAST).await;
+                simulated(LAST).await;
                 return Ok(());
             }
             if elapsed() > end {
@@ -63,7 +63,7 @@ impl Driver<'_> {
                     .await?;
                 }
             }
-            sleep(Duration::from_millis(500)).await;
+            simulated(Duration::from_millis(500)).await;
         }
     }
 

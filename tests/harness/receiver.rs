@@ -13,9 +13,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use postrider_common::task::Group;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::port::Reserved;
+use crate::wait;
 
 /// One request as it arrived.
 #[derive(Debug, Clone)]
@@ -245,19 +246,7 @@ impl Receiver {
     /// # Panics
     /// After `deadline`, saying `what` was waited for and how much had arrived.
     pub async fn until(&self, what: &str, deadline: Duration, condition: impl Fn(&Log) -> bool) {
-        let waiting = async {
-            loop {
-                let changed = self.state.changed.notified();
-                tokio::pin!(changed);
-                // Registered before the look, so that nothing arrives unseen in between.
-                changed.as_mut().enable();
-                if condition(&self.log()) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        if timeout(deadline, waiting).await.is_err() {
+        if !wait::notified(&self.state.changed, deadline, || condition(&self.log())).await {
             let log = self.log();
             let (total, distinct) = (log.requests().len(), log.distinct());
             drop(log);

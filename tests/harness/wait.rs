@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// How often a condition that cannot announce itself is looked at: often enough not to slow a test down, rarely enough to cost nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -20,6 +21,23 @@ pub async fn moment(at: Instant) {
 /// Lets time pass on a simulated clock, which costs none: for what a simulation does at moments of its plan.
 pub async fn simulated(time: Duration) {
     sleep(time).await;
+}
+
+/// Waits until `condition` holds, looking whenever `changed` tells its waiters; false after `deadline`.
+pub async fn notified(changed: &Notify, deadline: Duration, condition: impl Fn() -> bool) -> bool {
+    let waiting = async {
+        loop {
+            let changed = changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look, so that nothing happens unseen in between.
+            changed.as_mut().enable();
+            if condition() {
+                return;
+            }
+            changed.await;
+        }
+    };
+    timeout(deadline, waiting).await.is_ok()
 }
 
 /// Looks until `probe` gives a value, and returns it.

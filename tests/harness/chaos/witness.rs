@@ -13,12 +13,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use postrider_common::task::Group;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::checker::{Arrival, Micros, Number, Sender};
 use super::course::{Course, data, event_number, webhook_number};
 use crate::http::{Peer, serve};
 use crate::port::Reserved;
+use crate::wait;
 
 /// What arrived so far.
 #[derive(Debug, Default)]
@@ -110,19 +111,7 @@ impl Witness {
     /// # Panics
     /// After `deadline`, saying `what` was waited for and how much had arrived.
     pub async fn until(&self, what: &str, deadline: Duration, condition: impl Fn(&Log) -> bool) {
-        let waiting = async {
-            loop {
-                let changed = self.state.changed.notified();
-                tokio::pin!(changed);
-                // Registered before the look, so that nothing arrives unseen in between.
-                changed.as_mut().enable();
-                if condition(&self.log()) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        if timeout(deadline, waiting).await.is_err() {
+        if !wait::notified(&self.state.changed, deadline, || condition(&self.log())).await {
             let log = self.log();
             let (all, taken) = (log.arrivals.len(), log.taken());
             drop(log);

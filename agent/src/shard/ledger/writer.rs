@@ -97,15 +97,15 @@ impl Writer {
         let mut next = Instant::now();
         loop {
             self.collect();
-            let pending: usize = self.sheets.values().map(|sheet| sheet.book.pending()).sum();
-            if (1..PACED_BELOW).contains(&pending) && Instant::now() < next {
+            if (1..PACED_BELOW).contains(&self.unwritten()) && Instant::now() < next {
                 tokio::time::sleep_until(next).await;
                 self.collect();
             }
             next = Instant::now() + PACE;
-            let wrote = self.write_once().await;
-            self.count_unwritten();
-            if wrote {
+            // Told before it is written: that may take as long as the store is away.
+            let unwritten = i64::try_from(self.unwritten()).unwrap_or(i64::MAX);
+            self.counters.unwritten.store(unwritten, Ordering::Relaxed);
+            if self.write_once().await {
                 continue;
             }
             if stop.is_cancelled() && self.shared.open.load(Ordering::SeqCst) == 0 {
@@ -118,10 +118,8 @@ impl Writer {
         }
     }
 
-    fn count_unwritten(&self) {
-        let pending: usize = self.sheets.values().map(|sheet| sheet.book.pending()).sum();
-        let pending = i64::try_from(pending).unwrap_or(i64::MAX);
-        self.counters.unwritten.store(pending, Ordering::Relaxed);
+    fn unwritten(&self) -> usize {
+        self.sheets.values().map(|sheet| sheet.book.pending()).sum()
     }
 
     /// Takes over what workers recorded.

@@ -13,6 +13,7 @@
 
 mod figures;
 mod long;
+mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +41,11 @@ enum Mode {
     Members,
     /// What others feel of 10,000 dead webhooks of a noisy account, and what these cost an agent.
     Isolation,
+    /// The store in a file is killed while it is written to.
+    Store,
+    /// The process that it is killed in.
+    #[value(hide = true)]
+    StoreWriter,
 }
 
 /// Breaks a cluster while it works, and judges what came of it.
@@ -66,6 +72,9 @@ struct Options {
     /// How many dead webhooks the noisy account has.
     #[arg(long, default_value_t = 10_000)]
     dead: usize,
+    /// Where the store is that is written to.
+    #[arg(long, hide = true, default_value = "store")]
+    store: PathBuf,
 }
 
 #[tokio::main]
@@ -78,6 +87,11 @@ async fn main() -> ExitCode {
         Mode::Handover => figures::handover::run(&options).await,
         Mode::Members => figures::members::run(&options).await,
         Mode::Isolation => figures::isolation::run(&options).await,
+        Mode::Store => store::run(&options).await,
+        Mode::StoreWriter => store::writer(&options.store)
+            .await
+            .inspect_err(|why| eprintln!("{why}"))
+            .is_ok(),
     };
     if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

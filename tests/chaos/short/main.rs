@@ -14,6 +14,7 @@ mod killed;
 mod members;
 mod partitions;
 mod paused;
+mod store;
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 SIMULATION := RUSTFLAGS='--cfg tokio_unstable' CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target}/simulation \
 	cargo run --quiet --profile simulation -p postrider-tests --features simulation --bin simulate --
 
-.PHONY: help demo test load chaos chaos-short simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd nft venv
+.PHONY: help demo test load chaos chaos-short upgrade simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd nft venv
 
 help: ## Shows what can be made.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|'
@@ -35,6 +35,16 @@ chaos: etcd ## Kills programs while they work, and judges what came of it: make 
 
 chaos-short: etcd nft build ## Some faults of real programs, one after the other: about 6 minutes.
 	cargo nextest run -p postrider-tests --test chaos
+
+# The other revision is built from a copy, in a folder of its own.
+OTHER := $${CARGO_TARGET_DIR:-target}/other
+
+upgrade: etcd ## Replaces a cluster of another revision by one of this, and back, under load: make upgrade FROM=HEAD~20
+	rm -rf $(OTHER)/source && mkdir -p $(OTHER)/source
+	git archive $(FROM) | tar -x -C $(OTHER)/source
+	cargo build --release --manifest-path $(OTHER)/source/Cargo.toml --target-dir $(OTHER) -p postrider-control-plane -p postrider-agent
+	cargo build --release --workspace --bins
+	$${CARGO_TARGET_DIR:-target}/release/chaos upgrade --other $(OTHER)/release $(ARGS)
 
 simulation: ## Runs clusters in a simulated network: make simulation ARGS='run --start 1 --seeds 10000' (see ARGS=--help).
 	$(SIMULATION) $(ARGS)

@@ -19,6 +19,7 @@ mod usage;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -33,7 +34,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpIncoming};
-use tonic_health::ServingStatus;
 
 use crate::catalog::Catalog;
 use crate::catalog::dedupe::DedupeLease;
@@ -162,15 +162,16 @@ where
     stop.run_until_cancelled(catalog.synced()).await;
     deps.readiness.ready("control plane");
 
-    let health = api.health;
+    let (fullness, full) = (deps.metrics.fullness.clone(), deps.metrics.store_full.clone());
+    let publishes = move || !fullness.is_full() && full.load(Ordering::Relaxed) == 0;
+    group.spawn("health", api::health::tell(api.health, publishes, stop.clone()));
     let routes = api.routes.add_service(api::publish_service::Service::server(publisher));
     let stopped = async {
         stop.cancelled().await;
         deps.readiness.not_ready("control plane", "stopping");
-        health.set_service_status("", ServingStatus::NotServing).await;
     };
     let mut server = pin!(
-        api::server::server_builder()
+        api::server::server_builder(deps.metrics.calls.clone())
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming.boxed(), stopped)
     );

@@ -10,6 +10,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
+use crate::api::calls::Calls;
 use crate::fullness::Fullness;
 use crate::publish::{Backlog, Counters};
 use crate::sweep;
@@ -22,6 +23,7 @@ pub struct Metrics {
     pub(crate) fullness: Arc<Fullness>,
     pub(crate) store_full: room::Full,
     pub(crate) sweep: Arc<sweep::Counters>,
+    pub(crate) calls: Calls,
 }
 
 impl Metrics {
@@ -29,6 +31,8 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register_collector(Box::new(metrics.clone()));
+        let help = "Calls of the API that ended, by method, status code and reason";
+        registry.register("grpc_calls", help, metrics.calls.clone());
         metrics
     }
 }

@@ -91,13 +91,6 @@ pub(crate) async fn run(options: &Options) -> bool {
     if let Some(folder) = &options.logs {
         trial.cluster.keep_logs(folder);
     }
-    println!(
-        "{}",
-        if report.is_clean() {
-            "every promise was kept"
-        } else {
-            "A PROMISE WAS BROKEN"
-        }
-    );
+    println!("{}", crate::verdict(report.is_clean()));
     report.is_clean()
 }

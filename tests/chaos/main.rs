@@ -14,6 +14,7 @@
 mod figures;
 mod long;
 mod store;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,8 +40,10 @@ enum Mode {
     Handover,
     /// What the loss of a member of etcd costs.
     Members,
-    /// What others feel of 10,000 dead webhooks of a noisy account, and what these cost an agent.
+    /// What others feel of 10,000 dead webhooks of noisy accounts, and what these cost an agent.
     Isolation,
+    /// A cluster of another build is replaced by this one, and back.
+    Upgrade,
     /// The store in a file is killed while it is written to.
     Store,
     /// The process that it is killed in.
@@ -69,7 +72,10 @@ struct Options {
     /// Where the programs' logs are kept.
     #[arg(long)]
     logs: Option<PathBuf>,
-    /// How many dead webhooks the noisy account has.
+    /// Where the programs of the other build are.
+    #[arg(long)]
+    other: Option<PathBuf>,
+    /// How many silent webhooks the noisy accounts have; a tenth as many others refuse connections.
     #[arg(long, default_value_t = 10_000)]
     dead: usize,
     /// Where the store is that is written to.
@@ -87,6 +93,7 @@ async fn main() -> ExitCode {
         Mode::Handover => figures::handover::run(&options).await,
         Mode::Members => figures::members::run(&options).await,
         Mode::Isolation => figures::isolation::run(&options).await,
+        Mode::Upgrade => upgrade::run(&options).await,
         Mode::Store => store::run(&options).await,
         Mode::StoreWriter => store::writer(&options.store)
             .await
@@ -94,4 +101,13 @@ async fn main() -> ExitCode {
             .is_ok(),
     };
     if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What a run ends with.
+const fn verdict(clean: bool) -> &'static str {
+    if clean {
+        "every promise was kept"
+    } else {
+        "A PROMISE WAS BROKEN"
+    }
 }

@@ -233,9 +233,9 @@ pub(crate) async fn run(options: &Options) -> bool {
         "the store in a file was killed {} times, seed {}: {} writes were acknowledged, {} others were found whole; opened {} times",
         options.kills, options.seed, known.acknowledged, known.in_doubt, known.opened
     );
-    match &broken {
-        None => println!("every promise was kept"),
-        Some(why) => println!("A PROMISE WAS BROKEN: {why}"),
+    if let Some(why) = &broken {
+        println!("{why}");
     }
+    println!("{}", crate::verdict(broken.is_none()));
     broken.is_none()
 }

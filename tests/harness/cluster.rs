@@ -1,7 +1,8 @@
 //! A cluster: etcd, control planes and agents, as processes of their own.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postrider_common::entropy::SystemEntropy;
@@ -50,6 +51,7 @@ pub struct Cluster {
     folder: TempDir,
     started: usize,
     lease: Duration,
+    programs: Option<PathBuf>,
     control_plane_arguments: Vec<String>,
     agent_arguments: Vec<String>,
     _turn: SemaphorePermit<'static>,
@@ -104,6 +106,20 @@ impl Cluster {
         cluster
     }
 
+    /// One etcd, and control planes and agents of another build, whose programs are in this folder.
+    pub async fn of_build(programs: &Path, control_planes: usize, agents: usize) -> Self {
+        let turn = TURN.acquire().await.expect("turns are never closed");
+        let mut cluster = Self::empty(Etcd::start(1).await, &[], &[], turn);
+        cluster.start_programs_of(Some(programs));
+        cluster.grow(control_planes, agents).await;
+        cluster
+    }
+
+    /// What is started from now on are the programs in this folder, or those built beside the running test.
+    pub fn start_programs_of(&mut self, programs: Option<&Path>) {
+        self.programs = programs.map(Path::to_owned);
+    }
+
     /// One etcd, control planes and agents that let webhooks reach the addresses of `namespace`, and an etcd that can be reached from there.
     pub async fn beside(namespace: &Namespace, control_planes: usize, agents: usize) -> Self {
         let turn = TURN.acquire().await.expect("turns are never closed");
@@ -153,6 +169,7 @@ impl Cluster {
             folder,
             started: 0,
             lease: LEASE_TTL,
+            programs: None,
             control_plane_arguments: owned(control_plane_arguments),
             agent_arguments: owned(agent_arguments),
             _turn: turn,
@@ -180,9 +197,9 @@ impl Cluster {
         self.control_planes.push(control_plane);
     }
 
-    /// Starts a control plane that was killed again, at its address, and waits until it serves.
-    pub async fn restart_control_plane(&mut self, killed: ControlPlane) {
-        let control_plane = self.start_control_plane(killed.port, &[]).await;
+    /// Starts a control plane that has ended again, at its address, and waits until it serves.
+    pub async fn restart_control_plane(&mut self, ended: ControlPlane) {
+        let control_plane = self.start_control_plane(ended.port, &[]).await;
         self.control_planes.push(control_plane);
     }
 
@@ -245,7 +262,10 @@ impl Cluster {
         ];
         arguments.extend(["--metrics-listen", "127.0.0.1:0", "--egress-allow", "127.0.0.0/8"]);
         arguments.extend(more);
-        let program = program(binary);
+        let program = match &self.programs {
+            Some(folder) => folder.join(binary),
+            None => program(binary),
+        };
         match namespace {
             Some(namespace) => namespace.start(&program, &name, &arguments, self.folder.path()),
             None => Process::start(&program, &name, arguments, self.folder.path()),
@@ -272,14 +292,23 @@ impl Cluster {
 
     /// Waits until exactly the running agents are known and own every shard, each as it was assigned.
     pub async fn settled(&self) {
-        self.settled_with(self.agents.len()).await;
+        let running: BTreeSet<&str> = self.agents.iter().map(Process::name).collect();
+        // By their names: one that was killed is known for as long as its lease, and one that was started only when it has registered.
+        self.owned_by(&format!("{running:?} to own all shards"), |known| {
+            known.len() == running.len() && known.iter().all(|agent| running.contains(agent))
+        })
+        .await;
     }
 
     /// Waits until so many agents are known and own every shard, each as it was assigned.
     pub async fn settled_with(&self, agents: usize) {
-        let client = self.client(0);
         let what = format!("{agents} agents to own all shards");
-        wait::until(&what, SETTLE_DEADLINE, async || {
+        self.owned_by(&what, |known| known.len() == agents).await;
+    }
+
+    async fn owned_by(&self, what: &str, known_are_right: impl Fn(&[&str]) -> bool) {
+        let client = self.client(0);
+        wait::until(what, SETTLE_DEADLINE, async || {
             let known = client
                 .cluster()
                 .list_agents(ListAgentsRequest::default())
@@ -295,7 +324,8 @@ impl Cluster {
             let owned = |shard: &postrider_proto::v1::Shard| {
                 !shard.owner_agent.is_empty() && shard.owner_agent == shard.assigned_agent
             };
-            (known.len() == agents && !shards.is_empty() && shards.iter().all(owned)).then_some(())
+            let names: Vec<&str> = known.iter().filter_map(|agent| agent.name.rsplit('/').next()).collect();
+            (known_are_right(&names) && !shards.is_empty() && shards.iter().all(owned)).then_some(())
         })
         .await;
     }
@@ -371,12 +401,14 @@ impl Cluster {
 
     /// Asks an agent to stop, and waits until it has, with success.
     pub async fn stop_agent(&mut self, agent: usize) {
-        stop(self.agents.remove(agent)).await;
+        stop(&mut self.agents.remove(agent)).await;
     }
 
-    /// Asks a control plane to stop, and waits until it has, with success.
-    pub async fn stop_control_plane(&mut self, control_plane: usize) {
-        stop(self.control_planes.remove(control_plane).process).await;
+    /// Asks a control plane to stop, waits until it has, with success, and returns what is left of it.
+    pub async fn stop_control_plane(&mut self, control_plane: usize) -> ControlPlane {
+        let mut stopped = self.control_planes.remove(control_plane);
+        stop(&mut stopped.process).await;
+        stopped
     }
 
     /// Ends a control plane with SIGKILL, and returns what is left of it.
@@ -425,7 +457,7 @@ impl Cluster {
     }
 }
 
-async fn stop(mut process: Process) {
+async fn stop(process: &mut Process) {
     process.signal("TERM").await;
     let status = process.ended(STOP_DEADLINE).await;
     assert!(

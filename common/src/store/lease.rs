@@ -14,8 +14,12 @@ use super::{LeaseError, LeaseId, ReadError, SharedStore, Store};
 use crate::planted::{self, Bug};
 use crate::task;
 
-/// Keep-alives in the time that a lease lives: two may be lost.
-const KEEP_ALIVES: u32 = 3;
+/// Keep-alives in the time that a lease lives. Etcd answers none while its members elect a leader, which takes some two seconds: a lease of five must have
+/// been renewed shortly before.
+const KEEP_ALIVES: u32 = 8;
+
+/// The part of a lease's life that an answer may take, as a divisor, before another member is asked: twice, and time is left for a third.
+const ANSWER_PART: u32 = 5;
 
 /// Pause after a keep-alive that failed at once: a store that is away is asked ten times a second, no more.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -172,7 +176,7 @@ async fn renew(store: &dyn Store, held: &Held, mut sent: Instant, mut ttl: Durat
         sleep_until(sent + ttl / KEEP_ALIVES).await;
         loop {
             let now = Instant::now();
-            match timeout(ttl / KEEP_ALIVES, store.keep_alive(held.id)).await {
+            match timeout(ttl / ANSWER_PART, store.keep_alive(held.id)).await {
                 Ok(Ok(lives)) if !lives.is_zero() => {
                     (sent, ttl) = (now, lives);
                     held.extend(safe_until(sent, ttl));

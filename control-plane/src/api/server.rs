@@ -17,6 +17,7 @@ use tower::layer::util::{Identity, Stack};
 use tower::{Layer, Service};
 
 use super::MAX_MESSAGE_BYTES;
+use super::calls::{Call, Calls};
 use super::status::DOMAIN;
 
 /// Calls under way on one connection: each may make the server hold one message.
@@ -41,8 +42,8 @@ const TEST_WEBHOOK: &str = "/postrider.v1.WebhookService/TestWebhook";
 /// How long it may take: twice the longest timeout of a webhook, and what [`crate::testing`] adds to it.
 const TEST_FOR: Duration = Duration::from_secs(2 * 60 + 30);
 
-/// A server with the limits that every listener of the API has, and [`StatusLayer`].
-pub(crate) fn server_builder() -> Server<Stack<StatusLayer, Identity>> {
+/// A server with the limits that every listener of the API has, and [`StatusLayer`], which counts in `calls`.
+pub(crate) fn server_builder(calls: Calls) -> Server<Stack<StatusLayer, Identity>> {
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
@@ -51,18 +52,23 @@ pub(crate) fn server_builder() -> Server<Stack<StatusLayer, Identity>> {
         .http2_adaptive_window(Some(true))
         .tcp_nodelay(true)
         .tcp_keepalive(Some(KEEP_ALIVE_EVERY))
-        .layer(StatusLayer)
+        .layer(StatusLayer { calls })
 }
 
-/// Lets no status leave that says nothing, and no call last for ever.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct StatusLayer;
+/// Lets no status leave that says nothing, and no call last for ever; counts them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StatusLayer {
+    calls: Calls,
+}
 
 impl<S> Layer<S> for StatusLayer {
     type Service = StatusService<S>;
 
     fn layer(&self, inner: S) -> StatusService<S> {
-        StatusService { inner }
+        StatusService {
+            inner,
+            calls: self.calls.clone(),
+        }
     }
 }
 
@@ -70,6 +76,7 @@ impl<S> Layer<S> for StatusLayer {
 #[derive(Debug, Clone)]
 pub(crate) struct StatusService<S> {
     inner: S,
+    calls: Calls,
 }
 
 impl<S, B> Service<http::Request<B>> for StatusService<S>
@@ -92,20 +99,22 @@ where
         } else {
             CALL_FOR
         };
+        let call = Call::begun(&self.calls, request.uri().path());
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
-            match tokio::time::timeout(limit, answer).await {
-                Ok(Ok(answer)) => Ok(judge(answer?)),
+            let answer = match tokio::time::timeout(limit, answer).await {
+                Ok(Ok(answer)) => judge(answer?),
                 Ok(Err(_)) => {
                     tracing::error!("a call panicked");
-                    Ok(answer_with(Code::Internal, "INTERNAL", "internal error"))
+                    answer_with(Code::Internal, "INTERNAL", "internal error")
                 }
-                Err(_) => Ok(answer_with(
+                Err(_) => answer_with(
                     Code::DeadlineExceeded,
                     "DEADLINE_EXCEEDED",
                     "the call took too long; repeat it with the same request_id",
-                )),
-            }
+                ),
+            };
+            Ok(call.answered(answer))
         })
     }
 }

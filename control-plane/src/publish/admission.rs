@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use postrider_common::entropy::Entropy;
 use postrider_common::id::{AccountId, EventId, EventName, RequestId};
+use postrider_common::key::{self, DedupeKind, Key};
 use postrider_common::model::event_type::Category;
 use postrider_common::model::operational::{PREFIX, is_operational};
 use postrider_common::model::segment::Event;
@@ -56,20 +57,50 @@ pub(crate) struct Admitted {
     pub(crate) account: AccountId,
     /// What is published, in the request's order; each not yet shared, and of no category before [`super::screen`].
     pub(crate) events: Vec<Arc<Event>>,
-    /// The caller's id for the request, and a fingerprint of its events as they were given.
-    pub(crate) request_id: Option<(RequestId, Fingerprint)>,
+    /// If the caller gave an id.
+    pub(crate) identity: Option<Identity>,
     /// When it was accepted.
     pub(crate) accept_time: Timestamp,
 }
 
-/// SHA-256 of a request's events: the same id with another fingerprint is another request.
+/// SHA-256 of a request's events as they were given: the same id with another fingerprint is another request.
 pub(crate) type Fingerprint = [u8; 32];
+
+/// What a request is known by when it comes again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// Whose request it is.
+    pub(crate) account: AccountId,
+    /// Where its answer is stored: absent, or the request was answered before.
+    pub(crate) key: Key,
+    /// Of its events.
+    pub(crate) fingerprint: Fingerprint,
+}
+
+impl Identity {
+    pub(crate) fn new(account: &AccountId, request: &RequestId, fingerprint: Fingerprint) -> Self {
+        Self {
+            account: account.clone(),
+            key: key::dedupe(account, DedupeKind::Publish, request),
+            fingerprint,
+        }
+    }
+}
+
+/// A request with mistakes.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// All of them.
+    pub(crate) violations: Violations,
+    /// If the account and the id have none.
+    pub(crate) identity: Option<Identity>,
+}
 
 /// Checks `request`. `now` becomes the moment of acceptance.
 ///
 /// # Errors
 /// Every mistake.
-pub(crate) fn admit(request: Request, now: Timestamp, entropy: &dyn Entropy) -> Result<Admitted, Violations> {
+pub(crate) fn admit(request: Request, now: Timestamp, entropy: &dyn Entropy) -> Result<Admitted, Refused> {
     let mut check = Check {
         now,
         entropy,
@@ -80,7 +111,10 @@ pub(crate) fn admit(request: Request, now: Timestamp, entropy: &dyn Entropy) -> 
     };
     let account = check.parent(&request.parent);
     let request_id = check.request_id(&request.request_id);
-    let fingerprint = request_id.as_ref().map(|_| fingerprint(&request.events));
+    let identity = account
+        .as_ref()
+        .zip(request_id)
+        .map(|(account, id)| Identity::new(account, &id, fingerprint(&request.events)));
     let count = request.events.len();
     if count == 0 {
         check.mistake("events", "REQUIRED", "at least one is required");
@@ -104,10 +138,13 @@ pub(crate) fn admit(request: Request, now: Timestamp, entropy: &dyn Entropy) -> 
         Some(account) if check.violations.is_empty() => Ok(Admitted {
             account,
             events,
-            request_id: request_id.zip(fingerprint),
+            identity,
             accept_time: now,
         }),
-        _ => Err(check.violations),
+        _ => Err(Refused {
+            violations: check.violations,
+            identity,
+        }),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use postrider_common::id::{AccountId, EventId, Uid};
-use postrider_common::key::{self, Key};
+use postrider_common::id::{EventId, Uid};
+use postrider_common::key;
 use postrider_common::model::segment::{Delivery, DeliveryState, Segment, Target};
 use postrider_common::shard::ShardId;
 use postrider_common::store::once::LANE_OPS;
@@ -12,7 +12,7 @@ use postrider_common::store::{Guard, LeaseId, MAX_OPS, MAX_WRITE_BYTES, Op, Writ
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 
-use super::admission::Fingerprint;
+use super::admission::Identity;
 use super::fanout::Part;
 
 /// Bytes that a transaction should come to once packed: measured, the store takes most bytes a second at this size, and twice the latency at four
@@ -40,14 +40,10 @@ pub(crate) struct Answer {
 /// The stored answer that makes a repetition harmless.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Dedupe {
-    /// Whose request it is.
-    pub(crate) account: AccountId,
-    /// Where it is stored: absent, or the request was answered before.
-    pub(crate) key: Key,
-    /// The stored answer, encoded.
+    /// The request, and where its answer is stored.
+    pub(crate) identity: Identity,
+    /// The answer, encoded.
     pub(crate) value: Bytes,
-    /// Of the request's events.
-    pub(crate) fingerprint: Fingerprint,
 }
 
 /// What one request wants stored.
@@ -143,8 +139,8 @@ pub(crate) fn seal<'a>(
         packed: 0,
     };
     for dedupe in works.clone().filter_map(|work| work.dedupe.as_ref()) {
-        sealed.write.guards.push(Guard::Absent(dedupe.key.clone()));
-        sealed.add(Op::put_leased(dedupe.key.clone(), dedupe.value.clone(), lease));
+        sealed.write.guards.push(Guard::Absent(dedupe.identity.key.clone()));
+        sealed.add(Op::put_leased(dedupe.identity.key.clone(), dedupe.value.clone(), lease));
     }
     let mut segments: BTreeMap<ShardId, Builder> = BTreeMap::new();
     for part in works.flat_map(|work| &work.parts) {

@@ -1,13 +1,12 @@
 //! Stored answers: what makes the repetition of a request harmless.
 
-use postrider_common::id::{AccountId, EventId, RequestId};
-use postrider_common::key::{self, DedupeKind};
+use postrider_common::id::EventId;
 use postrider_common::store::Entry;
 use postrider_common::time::Timestamp;
 use postrider_common::wire::stored;
 use postrider_proto::stored as pb;
 
-use super::admission::Fingerprint;
+use super::admission::Identity;
 use super::batch::{Answer, Dedupe};
 use crate::api::status::Error;
 
@@ -15,39 +14,34 @@ use crate::api::status::Error;
 const VERSION: u32 = 1;
 
 /// The answer to store for a request with an id.
-pub(crate) fn dedupe(account: &AccountId, request: &RequestId, fingerprint: Fingerprint, answer: &Answer) -> Dedupe {
+pub(crate) fn dedupe(identity: Identity, answer: &Answer) -> Dedupe {
     let event = |(id, matched): &(EventId, u32)| pb::PublishedEvent {
         event_id: id.as_str().to_owned(),
         matched_webhooks: *matched,
     };
     let value = stored::encode(&pb::Dedupe {
         version: VERSION,
-        fingerprint: fingerprint.to_vec().into(),
+        fingerprint: identity.fingerprint.to_vec().into(),
         answer: Some(pb::dedupe::Answer::Publish(pb::PublishAnswer {
             events: answer.events.iter().map(event).collect(),
             publish_time: answer.publish_time.as_millis(),
         })),
     });
-    Dedupe {
-        account: account.clone(),
-        key: key::dedupe(account, DedupeKind::Publish, request),
-        value,
-        fingerprint,
-    }
+    Dedupe { identity, value }
 }
 
 /// What a request whose answer is stored already is answered.
 ///
 /// # Errors
 /// [`Error::Exists`] if the id was used with other events, [`Error::Bug`] if the stored answer cannot be read.
-pub(crate) fn stored_answer(dedupe: &Dedupe, entry: Entry) -> Result<Answer, Error> {
+pub(crate) fn stored_answer(identity: &Identity, entry: Entry) -> Result<Answer, Error> {
     let unreadable = |why: String| Error::Bug(format!("the stored answer at {}: {why}", entry.key));
     let stored: pb::Dedupe = stored::decode(entry.value).map_err(|error| unreadable(error.to_string()))?;
     if stored.version != VERSION {
         return Err(unreadable(format!("version {}", stored.version)));
     }
-    if stored.fingerprint != dedupe.fingerprint.as_slice() {
-        return Err(reused(dedupe));
+    if stored.fingerprint != identity.fingerprint.as_slice() {
+        return Err(reused(identity));
     }
     let Some(pb::dedupe::Answer::Publish(answer)) = stored.answer else {
         return Err(unreadable("not a publish request's".into()));
@@ -61,10 +55,10 @@ pub(crate) fn stored_answer(dedupe: &Dedupe, entry: Entry) -> Result<Answer, Err
 }
 
 /// The request id was used with other events.
-pub(crate) fn reused(dedupe: &Dedupe) -> Error {
+pub(crate) fn reused(identity: &Identity) -> Error {
     Error::Exists {
         kind: "postrider.v1.PublishRequest",
-        name: format!("accounts/{}", dedupe.account),
+        name: format!("accounts/{}", identity.account),
         reason: "REQUEST_ID_REUSED",
     }
 }

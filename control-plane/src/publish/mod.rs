@@ -9,7 +9,8 @@
 //! without changing what happens. An account that was never heard of is no mistake: it has no webhooks, so nothing needs to be stored for it, and
 //! it need not be created. Events that no webhook wants are accepted and forgotten; only the answer to a request with an id is stored.
 //!
-//! A request id is not looked up first: its key is guarded `absent` in the transaction, and read only if that guard does not hold.
+//! A request id is not looked up first: its key is guarded `absent` in the transaction, and read only if that guard does not hold, or if the request is
+//! found to be mistaken, as one may be by now that was accepted when it came first.
 
 mod admission;
 mod backlog;
@@ -45,7 +46,7 @@ pub(crate) use batch::Answer;
 pub(crate) use queue::{Outcome, Published};
 pub(crate) use writer::Counters;
 
-use admission::Admitted;
+use admission::{Admitted, Identity};
 use batch::Work;
 use fanout::Fanout;
 use queue::Queue;
@@ -83,6 +84,7 @@ pub(crate) struct Publisher {
     catalog: Catalog,
     clock: SharedClock,
     entropy: SharedEntropy,
+    store: SharedStore,
     queue: Arc<Queue>,
     counters: Arc<Counters>,
     backlog: Arc<Backlog>,
@@ -110,12 +112,13 @@ impl Publisher {
         let stop = group.token();
         let watch = fullness::watch(deps.store.clone(), deps.quota, fullness.clone(), stop.clone());
         group.spawn("store usage", watch);
-        let watch = backlog::watch(deps.store, deps.catalog.clone(), backlog.clone(), stop.clone());
+        let watch = backlog::watch(deps.store.clone(), deps.catalog.clone(), backlog.clone(), stop.clone());
         group.spawn("backlogs", watch);
         Self {
             catalog: deps.catalog,
             clock: deps.clock,
             entropy: deps.entropy,
+            store: deps.store,
             queue,
             counters,
             backlog,
@@ -145,7 +148,15 @@ impl Publisher {
         if self.stop.is_cancelled() {
             return Err(Error::Stopping);
         }
-        let checked = self.check(request)?;
+        let checked = match self.check(request) {
+            Ok(checked) => checked,
+            // Accepted once, it is accepted: that its events have expired since, say, or a schema has changed, does not undo it.
+            Err(Refused {
+                error,
+                identity: Some(identity),
+            }) => return Ok(Pending(State::Refused(error, identity, self.store.clone()))),
+            Err(Refused { error, identity: None }) => return Err(error),
+        };
         if !checked.fanout.parts.is_empty() {
             let account = &checked.admitted.account;
             let quota = || self.catalog.backlog_quota(account);
@@ -169,9 +180,7 @@ impl Publisher {
         Counters::count(&self.counters.filter_errors, fanout.filter_errors);
         Counters::count(&self.counters.filter_skips, fanout.filter_skips);
         let answer = answer(&admitted, &fanout);
-        let dedupe = admitted
-            .request_id
-            .map(|(id, fingerprint)| idempotency::dedupe(&admitted.account, &id, fingerprint, &answer));
+        let dedupe = admitted.identity.map(|identity| idempotency::dedupe(identity, &answer));
         if fanout.parts.is_empty() && dedupe.is_none() {
             Counters::count(&self.counters.unknown_type_events, strangers);
             self.counters.accepted(fanout.matched.into_iter());
@@ -193,7 +202,7 @@ impl Publisher {
     /// # Errors
     /// As [`Publisher::submit`], as far as the request is to blame.
     pub(crate) fn preview(&self, request: Request) -> Result<Published, Error> {
-        let checked = self.check(request)?;
+        let checked = self.check(request).map_err(|refused| refused.error)?;
         Ok(Published {
             answer: answer(&checked.admitted, &checked.fanout),
             duplicate: false,
@@ -210,17 +219,29 @@ impl Publisher {
         &self.counters
     }
 
-    fn check(&self, request: Request) -> Result<Checked, Error> {
+    fn check(&self, request: Request) -> Result<Checked, Refused> {
         if !self.catalog.is_synced() {
-            return Err(Error::StoreAway("the webhooks have not been read yet".into()));
+            let error = Error::StoreAway("the webhooks have not been read yet".into());
+            return Err(Refused { error, identity: None });
         }
         let begun = Instant::now();
         let mut admitted =
-            admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(Error::Invalid)?;
+            admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(|refused| Refused {
+                error: Error::Invalid(refused.violations),
+                identity: refused.identity,
+            })?;
+        let identity = admitted.identity.clone();
+        let refused = |error| Refused { error, identity };
         let unknown = self.catalog.unknown_event_types(&admitted.account);
-        let strangers = screen::screen(&mut admitted.events, &self.catalog.types(), unknown).map_err(Error::Invalid)?;
+        let strangers = match screen::screen(&mut admitted.events, &self.catalog.types(), unknown) {
+            Ok(strangers) => strangers,
+            Err(violations) => return Err(refused(Error::Invalid(violations))),
+        };
         let table = self.catalog.table(&admitted.account);
-        let fanout = fanout::fan_out(&admitted.events, &table, &|| begun.elapsed()).map_err(|_| too_wide())?;
+        let fanout = match fanout::fan_out(&admitted.events, &table, &|| begun.elapsed()) {
+            Ok(fanout) => fanout,
+            Err(_) => return Err(refused(too_wide())),
+        };
         Ok(Checked {
             admitted,
             fanout,
@@ -235,6 +256,12 @@ struct Checked {
     fanout: Fanout,
     /// How many of its events are of types that the catalogue does not hold.
     strangers: usize,
+}
+
+/// A request that cannot be accepted, unless it was before.
+struct Refused {
+    error: Error,
+    identity: Option<Identity>,
 }
 
 fn answer(admitted: &Admitted, fanout: &Fanout) -> Answer {
@@ -263,6 +290,8 @@ pub(crate) struct Pending(State);
 enum State {
     Ready(Published),
     Waiting(oneshot::Receiver<Outcome>, Arc<Counters>),
+    /// It is answered so, unless an answer is stored.
+    Refused(Error, Identity, SharedStore),
 }
 
 impl Pending {
@@ -288,6 +317,13 @@ impl Pending {
                 }
                 outcome
             }
+            State::Refused(error, identity, store) => match store.get(&identity.key).await?.0 {
+                Some(entry) => Ok(Published {
+                    answer: idempotency::stored_answer(&identity, entry)?,
+                    duplicate: true,
+                }),
+                None => Err(error),
+            },
         }
     }
 }

@@ -7,7 +7,7 @@ use postrider_common::model::segment::Event;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::admission::Admitted;
+use super::admission::{Admitted, Identity};
 use super::{Checked, Pending, Publisher, fanout, too_wide};
 use crate::api::status::Error;
 
@@ -27,7 +27,7 @@ impl Publisher {
                 accept_time,
                 ..event.clone()
             })],
-            request_id: Some((request.clone(), fingerprint)),
+            identity: Some(Identity::new(&event.account, request, fingerprint)),
             accept_time,
         };
         let others = self.catalog.table(&admitted.account).changed([(about.clone(), None)]);

@@ -168,13 +168,13 @@ impl Queue {
             return Err(full());
         }
         if let Some(dedupe) = &submission.work.dedupe {
-            if let Some(followers) = state.followers.get_mut(&dedupe.key) {
+            if let Some(followers) = state.followers.get_mut(&dedupe.identity.key) {
                 followers.push(submission);
                 state.followers_count += 1;
                 state.followers_bytes += bytes;
                 return Ok(outcome);
             }
-            state.followers.insert(dedupe.key.clone(), Vec::new());
+            state.followers.insert(dedupe.identity.key.clone(), Vec::new());
         }
         state.push(submission);
         let due = state.is_due();
@@ -252,7 +252,7 @@ impl Queue {
     pub(super) fn settle(&self, outcomes: impl Iterator<Item = (Submission, Outcome)>) {
         for (submission, outcome) in outcomes {
             if let Some(dedupe) = &submission.work.dedupe {
-                let followers = self.lead_off(&dedupe.key);
+                let followers = self.lead_off(&dedupe.identity.key);
                 match &outcome {
                     Ok(published) => {
                         for follower in followers {
@@ -260,14 +260,14 @@ impl Queue {
                                 .work
                                 .dedupe
                                 .as_ref()
-                                .is_some_and(|own| own.fingerprint == dedupe.fingerprint);
+                                .is_some_and(|own| own.identity.fingerprint == dedupe.identity.fingerprint);
                             let outcome = if same {
                                 Ok(Published {
                                     answer: published.answer.clone(),
                                     duplicate: true,
                                 })
                             } else {
-                                Err(idempotency::reused(dedupe))
+                                Err(idempotency::reused(&dedupe.identity))
                             };
                             follower.answer(outcome);
                         }
@@ -301,7 +301,7 @@ impl Queue {
         let mut state = self.lock();
         for follower in followers {
             let Some(dedupe) = &follower.work.dedupe else { continue };
-            match state.followers.get_mut(&dedupe.key) {
+            match state.followers.get_mut(&dedupe.identity.key) {
                 Some(others) => {
                     let bytes = follower.bytes;
                     others.push(follower);
@@ -309,7 +309,7 @@ impl Queue {
                     state.followers_bytes += bytes;
                 }
                 None => {
-                    state.followers.insert(dedupe.key.clone(), Vec::new());
+                    state.followers.insert(dedupe.identity.key.clone(), Vec::new());
                     state.push(follower);
                 }
             }

@@ -39,8 +39,21 @@ pub(crate) struct Bench {
     pub(crate) publisher: Publisher,
 }
 
+/// An hour later.
+struct LaterClock;
+
+impl Clock for LaterClock {
+    fn now(&self) -> Timestamp {
+        FixedClock.now() + Duration::from_hours(1)
+    }
+}
+
 impl Bench {
     pub(crate) async fn new(store: &MemoryStore, seed: u64) -> Self {
+        Self::at(store, seed, Arc::new(FixedClock)).await
+    }
+
+    async fn at(store: &MemoryStore, seed: u64, clock: SharedClock) -> Self {
         let group = Group::default();
         let shared: SharedStore = Arc::new(store.clone());
         let catalog = Catalog::spawn(&group, shared.clone(), NonZeroU16::new(8).unwrap());
@@ -48,7 +61,7 @@ impl Bench {
             lease: Arc::new(DedupeLease::new(shared.clone())),
             store: shared,
             catalog,
-            clock: Arc::new(FixedClock),
+            clock,
             entropy: Arc::new(SystemEntropy::seeded(seed)),
             control_plane: ControlPlaneId::new("cp").unwrap(),
             quota: Some(64 << 20),
@@ -469,4 +482,31 @@ async fn events_of_unknown_types_are_counted_or_refused_as_the_account_says() {
         .await
         .unwrap();
     bench.group.shut_down(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_accepted_once_is_answered_alike_when_it_has_expired_since() {
+    let store = MemoryStore::default();
+    put_webhook(&store, "x", &["*"]).await;
+    let expiring = |id| {
+        let mut event = event("e", "A", "1");
+        event.expire_time = Some(prost_types::Timestamp {
+            seconds: FixedClock.now().as_millis() / 1000 + 60,
+            nanos: 0,
+        });
+        request(vec![event], id)
+    };
+    let bench = Bench::new(&store, 1).await;
+    let first = bench.publish(expiring(Some(1))).await.unwrap();
+    let bench = Bench::at(&store, 2, Arc::new(LaterClock)).await;
+    let again = bench.publish(expiring(Some(1))).await.unwrap();
+    assert_eq!((again.answer, again.duplicate), (first.answer, true));
+    // Another request under the same id, one with another id, and one with none.
+    let mut other = expiring(Some(1));
+    other.events[0].event_name = "B".into();
+    assert!(matches!(bench.publish(other).await, Err(Error::Exists { .. })));
+    for id in [Some(2), None] {
+        assert!(matches!(bench.publish(expiring(id)).await, Err(Error::Invalid(_))));
+    }
+    assert_eq!(seen(&store).await.len(), 1);
 }

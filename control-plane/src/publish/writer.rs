@@ -171,7 +171,7 @@ impl Writer {
     /// are answered if that could not be read.
     async fn answer_repeated(&self, batch: Vec<Submission>) -> Vec<Submission> {
         let dedupes = batch.iter().filter_map(|submission| submission.work.dedupe.as_ref());
-        let keys: Vec<_> = dedupes.map(|dedupe| dedupe.key.clone()).collect();
+        let keys: Vec<_> = dedupes.map(|dedupe| dedupe.identity.key.clone()).collect();
         if keys.is_empty() {
             return batch;
         }
@@ -190,7 +190,7 @@ impl Writer {
             let stored = dedupe.and_then(|dedupe| Some((dedupe, entries.next().flatten()?)));
             match stored {
                 Some((dedupe, entry)) => {
-                    let answer = idempotency::stored_answer(dedupe, entry);
+                    let answer = idempotency::stored_answer(&dedupe.identity, entry);
                     let outcome = answer.map(|answer| Published {
                         answer,
                         duplicate: true,

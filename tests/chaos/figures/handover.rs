@@ -5,7 +5,7 @@ use postrider_tests::chaos::measure::{Durations, gaps, latencies};
 use postrider_tests::chaos::trial::Trial;
 use postrider_tests::cluster::Cluster;
 
-use super::{FLOW, WARM, figure, goes_on, is_clean, millis, none};
+use super::{FLOW, WARM, goes_on, is_clean, millis, none};
 use crate::{Options, SECOND};
 
 /// The longest a webhook may hear nothing when its shard is handed over, in milliseconds.
@@ -70,9 +70,7 @@ pub(crate) async fn run(_: &Options) -> bool {
         silences.millis_at(99),
         TARGET,
     );
-    let measured = format!("{restarting:.0} ms");
-    let target = format!("<= 2 x {alone:.0} ms");
-    figure("p99 latency meanwhile", measured, target, restarting <= 2.0 * alone);
+    println!("p99 latency: {alone:.0} ms before, {restarting:.0} ms meanwhile");
     none("repeats", trial.judge().await.repeats);
     is_clean(&trial).await
 }

@@ -1,4 +1,4 @@
-//! A noisy account with thousands of webhooks that refuse connections or never answer: what others feel, and what it costs an agent.
+//! Noisy accounts with thousands of webhooks that refuse connections or never answer: what others feel, and what it costs an agent.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -16,8 +16,11 @@ use tokio::net::TcpListener;
 use super::{WARM, figure, goes_on};
 use crate::Options;
 
-/// The noisy account.
-const NOISY: &str = "noisy";
+/// The noisy accounts, each with as many webhooks as one may have.
+const NOISY: [&str; 2] = ["noisy", "noisier"];
+
+/// The most webhooks of an account.
+const MOST: usize = 10_000;
 
 /// Addresses that the dead webhooks are on: an agent bounds its connections to each.
 const ADDRESSES: usize = 100;
@@ -78,17 +81,31 @@ pub(crate) async fn run(options: &Options) -> bool {
     let dead = Dead::new();
     let client = trial.cluster.client(0);
     let dead_webhooks = options.dead + options.dead / (REFUSING_OF - 1);
-    let count = i32::try_from(dead_webhooks).unwrap();
-    client.create_account(NOISY, count).await;
-    println!("creating {count} webhooks");
+    assert!(
+        dead_webhooks <= NOISY.len() * MOST,
+        "two accounts have no room for them"
+    );
+    let most = i32::try_from(MOST).unwrap();
+    for noisy in NOISY {
+        client.create_account(noisy, most).await;
+    }
+    println!("creating {dead_webhooks} webhooks");
     for number in 0..dead_webhooks {
         let noisy = Webhook {
             delivery: Some(DeliveryOptions::default()),
             ..webhook(&dead.url(number), &["NOISE"], no_auth())
         };
-        client.create_webhook(NOISY, &format!("dead-{number}"), noisy).await;
+        client
+            .create_webhook(NOISY[number / MOST], &format!("dead-{number}"), noisy)
+            .await;
     }
-    trial.cluster.matching(NOISY, "NOISE", count).await;
+    for (noisy, webhooks) in NOISY
+        .into_iter()
+        .zip([dead_webhooks.min(MOST), dead_webhooks.saturating_sub(MOST)])
+    {
+        let webhooks = i32::try_from(webhooks).unwrap();
+        trial.cluster.matching(noisy, "NOISE", webhooks).await;
+    }
     let agent = trial.cluster.agents[0].pid();
     let before = Usage::of(agent).resident_bytes;
     let publishing = trial.publishing();
@@ -98,9 +115,11 @@ pub(crate) async fn run(options: &Options) -> bool {
         goes_on(MEASURED).await;
         let beside = trial.now();
         for number in 0..NOISE {
-            client
-                .publish(NOISY, vec![event(&format!("noise-{number}"), "NOISE", "{}")])
-                .await;
+            for noisy in NOISY {
+                client
+                    .publish(noisy, vec![event(&format!("noise-{number}"), "NOISE", "{}")])
+                    .await;
+            }
             goes_on(MEASURED / u32::try_from(NOISE).unwrap()).await;
         }
         let end = trial.now();
@@ -120,7 +139,7 @@ pub(crate) async fn run(options: &Options) -> bool {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let peak = Usage::of(agent).peak_bytes;
     println!(
-        "\na noisy account with {count} dead webhooks, {} of them silent; {NOISE} events for each of them",
+        "\nnoisy accounts with {dead_webhooks} dead webhooks, {} of them silent; {NOISE} events for each of them",
         options.dead
     );
     figure(

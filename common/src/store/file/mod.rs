@@ -14,6 +14,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -276,7 +277,7 @@ impl Store for FileStore {
             size,
             in_use: snapshot.bytes,
             quota: None,
-            full: false,
+            full: self.shared.full.load(Ordering::Relaxed),
         })
     }
 }

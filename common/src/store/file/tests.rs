@@ -340,12 +340,14 @@ async fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
         assert_eq!(store.write(put("b/1", &"no".repeat(500_000))).await, full);
     }
     assert!(store.grant(Duration::from_secs(10)).await.is_err());
+    assert!(store.usage().await.unwrap().full);
     disks.set(Fault::None);
     // Tried again after a pause, so that a disk that stays full is not opened anew for each write.
     assert_eq!(store.write(put("b/1", "no")).await, full);
     assert_eq!(value(&store, "a/1").await.unwrap(), "kept");
     tokio::time::advance(Duration::from_secs(6)).await;
     let next = store.write(put("a/2", "yes")).await.unwrap();
+    assert!(!store.usage().await.unwrap().full);
     assert!(next > kept);
     assert_eq!(live.next().await.unwrap().unwrap().revision, next);
     assert_eq!(value(&store, "b/1").await, None);

@@ -1,6 +1,7 @@
 //! The one task that changes the file: while one commit runs, the next batch fills; leases that ran out are ended here.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(super) struct Job {
 pub(super) struct Shared {
     view: Mutex<View>,
     leases: Mutex<BTreeMap<LeaseId, Lease>>,
+    /// There was no room on the disk when it was written to last.
+    pub(super) full: AtomicBool,
     /// The newest revision; changes wake the watchers.
     pub(super) changed: watch::Sender<Revision>,
 }
@@ -56,6 +59,7 @@ impl Shared {
                 newest: Ok(Arc::new(snapshot)),
             }),
             leases: Mutex::default(),
+            full: AtomicBool::new(false),
             changed: watch::Sender::new(revision),
         };
         leases.into_iter().for_each(|grant| shared.granted(grant));
@@ -202,7 +206,11 @@ impl Writer {
             }
         };
         let before = engine.revision();
-        match engine.commit(tasks) {
+        let committed = engine.commit(tasks);
+        let full = matches!(&committed, Err(failure) if failure.full);
+        // Shown to people only: nothing is ordered by it.
+        self.shared.full.store(full, Ordering::Relaxed);
+        match committed {
             Ok((done, steps)) if steps.is_empty() => (self, done, reopened.unwrap_or(News::Nothing)),
             Ok((done, steps)) => match engine.snapshot() {
                 Ok(snapshot) => (self, done, News::Steps(steps, snapshot)),

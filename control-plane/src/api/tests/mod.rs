@@ -38,6 +38,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::calls::Calls;
 use super::*;
 use crate::catalog::dedupe::DedupeLease;
 use crate::testing;
@@ -51,6 +52,7 @@ struct Server {
     accounts: AccountServiceClient<Channel>,
     cluster: ClusterServiceClient<Channel>,
     deliveries: DeliveryServiceClient<Channel>,
+    calls: Calls,
     /// Tells calls without an end to end.
     stop: CancellationToken,
     /// The revisions that the catalog was waited for.
@@ -120,8 +122,10 @@ async fn serve() -> Server {
     let api = routes(deps).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    let calls = Calls::default();
+    let counted = calls.clone();
     group.spawn("server", async move {
-        server::server_builder()
+        server::server_builder(counted)
             .add_routes(api.routes)
             .serve_with_incoming(TcpListenerStream::new(listener))
             .await
@@ -139,6 +143,7 @@ async fn serve() -> Server {
         accounts: AccountServiceClient::new(channel.clone()),
         cluster: ClusterServiceClient::new(channel.clone()),
         deliveries: DeliveryServiceClient::new(channel.clone()),
+        calls,
         stop,
         channel,
         waited,

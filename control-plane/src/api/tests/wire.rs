@@ -210,9 +210,10 @@ async fn statuses_that_say_nothing_do_not_leave() {
         (Code::Ok, Code::Ok),
     ];
     for (inner, expected) in answers {
-        let mut service = server::StatusLayer.layer(tower::service_fn(move |_: http::Request<()>| async move {
-            Ok::<_, std::convert::Infallible>(Status::new(inner, "text").into_http::<tonic::body::Body>())
-        }));
+        let mut service =
+            server::StatusLayer::default().layer(tower::service_fn(move |_: http::Request<()>| async move {
+                Ok::<_, std::convert::Infallible>(Status::new(inner, "text").into_http::<tonic::body::Body>())
+            }));
         let answer = service.call(http::Request::new(())).await.unwrap();
         assert_eq!(answer.headers()[Status::GRPC_STATUS], (expected as i32).to_string());
     }
@@ -224,14 +225,62 @@ async fn a_call_that_hangs_or_panics_is_answered() {
     async fn panics() -> http::Response<tonic::body::Body> {
         panic!("planted")
     }
-    let mut panicking = server::StatusLayer.layer(tower::service_fn(|_: http::Request<()>| async {
+    let mut panicking = server::StatusLayer::default().layer(tower::service_fn(|_: http::Request<()>| async {
         Ok::<_, std::convert::Infallible>(panics().await)
     }));
     let answer = panicking.call(http::Request::new(())).await.unwrap();
     assert_eq!(answer.headers()[Status::GRPC_STATUS], "13");
-    let mut hanging = server::StatusLayer.layer(tower::service_fn(|_: http::Request<()>| {
+    let mut hanging = server::StatusLayer::default().layer(tower::service_fn(|_: http::Request<()>| {
         std::future::pending::<Result<http::Response<tonic::body::Body>, std::convert::Infallible>>()
     }));
     let answer = hanging.call(http::Request::new(())).await.unwrap();
     assert_eq!(answer.headers()[Status::GRPC_STATUS], "4");
+}
+
+#[tokio::test]
+async fn every_call_is_counted_once_with_its_code_and_reason_and_what_callers_write_is_no_label() {
+    let mut server = serve().await;
+    server.create("one", valid()).await;
+    server.create("two", valid()).await;
+    let mut nowhere = create_request();
+    nowhere.parent = "nowhere".into();
+    server.webhooks.create_webhook(nowhere).await.unwrap_err();
+    call(&server, CREATE, vec![0xff]).await.unwrap_err();
+    call(&server, "/postrider.v1.WebhookService/CreateNothing", Bytes::new())
+        .await
+        .unwrap_err();
+    call(&server, "/grpc.health.v1.Health/Check", Bytes::new())
+        .await
+        .unwrap();
+    // A stream is counted when it ends, here because the caller goes away.
+    let watching = server.webhooks.watch_webhooks(v1::WatchWebhooksRequest {
+        parent: "accounts/1010".into(),
+        ..v1::WatchWebhooksRequest::default()
+    });
+    let watching = watching.await.unwrap();
+    let watch = ["postrider.v1.WebhookService/WatchWebhooks", "Cancelled", ""];
+    assert_eq!(counted(&server.calls, watch), 0);
+    drop(watching);
+    while counted(&server.calls, watch) == 0 {
+        tokio::task::yield_now().await;
+    }
+
+    let create = CREATE.trim_start_matches('/');
+    for (labels, count) in [
+        ([create, "OK", ""], 2),
+        ([create, "InvalidArgument", "INVALID_REQUEST"], 1),
+        ([create, "InvalidArgument", ""], 1),
+        (["other", "Unimplemented", ""], 1),
+        (["other", "OK", ""], 1),
+        (watch, 1),
+    ] {
+        assert_eq!(counted(&server.calls, labels), count, "{labels:?}");
+    }
+}
+
+fn counted(calls: &Calls, [method, code, reason]: [&'static str; 3]) -> u64 {
+    let labels = [("method", method), ("code", code), ("reason", reason)];
+    calls
+        .get_or_create(&labels.map(|(name, value)| (name, value.into())))
+        .get()
 }

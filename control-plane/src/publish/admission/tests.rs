@@ -9,8 +9,8 @@ use super::*;
 const NOW: Timestamp = Timestamp::from_millis(1_727_414_643_123);
 
 fn admitted(request: Request) -> Result<Admitted, Vec<(String, &'static str)>> {
-    admit(request, NOW, &SystemEntropy::seeded(1)).map_err(|violations| {
-        let each = violations.iter();
+    admit(request, NOW, &SystemEntropy::seeded(1)).map_err(|refused| {
+        let each = refused.violations.iter();
         each.map(|violation| (violation.field.clone(), violation.reason))
             .collect()
     })
@@ -64,7 +64,7 @@ fn a_request_becomes_events_with_the_moment_of_acceptance_and_ids_of_their_own()
     request.traceparent = traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let admitted = admitted(request).unwrap();
     assert_eq!(admitted.account.as_str(), "1010");
-    assert_eq!(admitted.request_id, None);
+    assert_eq!(admitted.identity, None);
     let [plain, full] = admitted.events.as_slice() else {
         panic!()
     };
@@ -321,9 +321,9 @@ fn the_fingerprint_is_of_the_events_as_they_were_given() {
             ..request(events)
         })
         .unwrap()
-        .request_id
+        .identity
         .unwrap()
-        .1
+        .fingerprint
     };
     assert_eq!(fingerprint(vec![event("1")]), fingerprint(vec![event("1")]));
     assert_ne!(fingerprint(vec![event("1")]), fingerprint(vec![event("1 ")]));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postrider_common::id::RequestId;
+use postrider_common::id::{AccountId, RequestId};
 use postrider_common::store::{Op, check};
 use proptest::prelude::*;
 
@@ -58,7 +58,7 @@ fn work(number: usize, events: &[(String, usize)], dedupe: bool, table: &Table) 
     let request = RequestId::new(&format!("00000000-0000-4000-8000-{number:012x}")).unwrap();
     let work = Work {
         parts: fanout.parts,
-        dedupe: dedupe.then(|| idempotency::dedupe(&account, &request, [7; 32], &answer)),
+        dedupe: dedupe.then(|| idempotency::dedupe(Identity::new(&account, &request, [7; 32]), &answer)),
         answer,
     };
     (work, told)

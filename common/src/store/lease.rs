@@ -14,9 +14,9 @@ use super::{LeaseError, LeaseId, ReadError, SharedStore, Store};
 use crate::planted::{self, Bug};
 use crate::task;
 
-/// Keep-alives in the time that a lease lives. Etcd answers none while its members elect a leader, which takes some two seconds: a lease of five must have
-/// been renewed shortly before.
-const KEEP_ALIVES: u32 = 8;
+/// Keep-alives in the time that a lease lives. Etcd answers none while its members elect a leader, which takes two seconds and sometimes four: a lease of
+/// five must have been renewed shortly before, or its shards move at each of these.
+const KEEP_ALIVES: u32 = 15;
 
 /// The part of a lease's life that an answer may take, as a divisor, before another member is asked: twice, and time is left for a third.
 const ANSWER_PART: u32 = 5;
@@ -26,7 +26,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The part of a lease's life that its holder leaves unused, as a divisor. In it attempts are cancelled and their last bytes leave the machine, and it
 /// covers what clocks of two machines may run apart within one life.
-const MARGIN_PART: u32 = 5;
+const MARGIN_PART: u32 = 10;
 
 /// The least margin: a busy machine may notice this late that a timer is due.
 const LEAST_MARGIN: Duration = Duration::from_millis(500);
@@ -336,6 +336,9 @@ mod tests {
             safe_until(now, Duration::from_secs(1)),
             now + Duration::from_millis(500)
         );
-        assert_eq!(safe_until(now, Duration::from_secs(5)), now + Duration::from_secs(4));
+        assert_eq!(
+            safe_until(now, Duration::from_secs(5)),
+            now + Duration::from_millis(4500)
+        );
     }
 }

@@ -96,6 +96,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         clock: deps.clock.clone(),
         tls: transport::tls::client_config(config.roots, &authorities(&config.extra_roots)?)?,
         limits: transport::Limits::default(),
+        counters: deps.metrics.transport,
     }));
     let shards = shard::Deps {
         store: deps.store.clone(),

@@ -12,12 +12,14 @@ use prometheus_client::registry::Registry;
 
 use crate::history;
 use crate::shard::counters::{Counters, REASONS};
+use crate::transport;
 
 /// What the agent counts. Clones are the same counts.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     pub(crate) shards: Arc<Counters>,
     pub(crate) history: Arc<history::Counters>,
+    pub(crate) transport: Arc<transport::Counters>,
     pub(crate) store_full: room::Full,
 }
 
@@ -33,13 +35,14 @@ impl Metrics {
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (shards, history) = (&self.shards, &self.history);
-        let counts: [(&str, &str, &AtomicU64); 13] = [
+        let counts: [(&str, &str, &AtomicU64); 15] = [
             (
                 "deliveries_delivered",
                 "Deliveries that a receiver took",
                 &shards.delivered,
             ),
             ("deliveries_dead", "Deliveries that became dead letters", &shards.dead),
+            ("dead_letters_expired", "Dead letters that expired", &shards.expired),
             (
                 "deliveries_dropped",
                 "Deliveries dropped because their webhook was deleted",
@@ -54,6 +57,11 @@ impl Collector for Metrics {
                 "attempts_not_made",
                 "Attempts that this agent could not make",
                 &shards.not_made,
+            ),
+            (
+                "answers_cut",
+                "Answers whose body was too long, too slow or broke off: their status counts, their connection is given up",
+                &self.transport.cut,
             ),
             (
                 "segments_unreadable",
@@ -103,6 +111,18 @@ impl Collector for Metrics {
             "Attempts that a receiver did not take",
             failed,
         )?;
+        let held_back = [
+            ("max_in_flight", &shards.webhook_full),
+            ("attempts", &shards.agent_full),
+            ("requests", &self.transport.waited),
+        ];
+        let held_back = held_back.map(|(limit, count)| ([("limit", limit)], count.load(Ordering::Relaxed)));
+        metric::counters(
+            &mut encoder,
+            "attempts_held_back",
+            "Times that more attempts were ready than a limit lets be under way",
+            held_back,
+        )?;
         let gauges: [(&str, &str, &AtomicI64); 4] = [
             ("attempts_in_flight", "Attempts under way", &shards.in_flight),
             ("shards_owned", "Shards being worked on", &shards.shards),
@@ -119,5 +139,32 @@ impl Collector for Metrics {
         let loaded = i64::try_from(shards.loaded_bytes()).unwrap_or(i64::MAX);
         let help = "Bytes of deliveries in memory, of 64 MiB";
         metric::gauge(&mut encoder, "deliveries_loaded_bytes", help, loaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_at_a_limit_is_told_by_its_limit() {
+        let mut registry = Registry::with_prefix("postrider");
+        let metrics = Metrics::register(&mut registry);
+        metrics.shards.webhook_full.fetch_add(1, Ordering::Relaxed);
+        metrics.shards.agent_full.fetch_add(2, Ordering::Relaxed);
+        metrics.transport.waited.fetch_add(3, Ordering::Relaxed);
+        metrics.transport.cut.fetch_add(4, Ordering::Relaxed);
+        metrics.shards.expired.fetch_add(5, Ordering::Relaxed);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "postrider_attempts_held_back_total{limit=\"max_in_flight\"} 1",
+            "postrider_attempts_held_back_total{limit=\"attempts\"} 2",
+            "postrider_attempts_held_back_total{limit=\"requests\"} 3",
+            "postrider_answers_cut_total 4",
+            "postrider_dead_letters_expired_total 5",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} is not in:\n{text}");
+        }
     }
 }

@@ -92,3 +92,34 @@ pub fn read(settings: &mut Settings, generated_id: ControlPlaneId) -> (Config, S
     };
     (config, settings.listen("listen"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use postrider_common::config::Exit;
+
+    use super::*;
+
+    fn shards(arguments: &[&str]) -> Result<Option<NonZeroU16>, Exit> {
+        let arguments = arguments.iter().map(OsString::from);
+        let mut settings = Settings::read("control-plane", "about", &[SETTINGS], arguments)?;
+        let count = shard_count(&mut settings);
+        settings.finish().map(|()| count)
+    }
+
+    #[test]
+    fn a_cell_has_1_to_1024_shards() {
+        assert!(matches!(shards(&[]), Ok(None)));
+        for count in [1, 64, 1024] {
+            let read = shards(&["--shards", &count.to_string()]);
+            assert!(matches!(read, Ok(Some(read)) if read.get() == count));
+        }
+        for wrong in ["0", "1025", "many"] {
+            assert!(
+                matches!(shards(&["--shards", wrong]), Err(Exit::Mistakes(_))),
+                "{wrong}"
+            );
+        }
+    }
+}

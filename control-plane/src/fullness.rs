@@ -81,3 +81,35 @@ pub(crate) async fn watch(store: SharedStore, quota: Option<u64>, fullness: Arc<
         () = stop.cancelled() => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publishing_stops_above_70_percent_of_the_quota_and_creating_above_85() {
+        let fullness = Fullness::default();
+        let usage = |in_use| Usage {
+            size: 1000,
+            in_use,
+            quota: None,
+            full: false,
+        };
+        for (in_use, full, quite_full) in [
+            (700, false, false),
+            (701, true, false),
+            (850, true, false),
+            (851, true, true),
+            (700, false, false),
+        ] {
+            fullness.note(&usage(in_use), Some(1000));
+            assert_eq!(
+                (fullness.is_full(), fullness.is_quite_full()),
+                (full, quite_full),
+                "{in_use}"
+            );
+        }
+        fullness.note(&usage(u64::MAX), None);
+        assert!(!fullness.is_full());
+    }
+}

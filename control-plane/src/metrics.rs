@@ -140,10 +140,43 @@ impl Collector for Metrics {
                 store.quota.load(Ordering::Relaxed),
             ),
             ("accounts_backlog_full", "Accounts whose publishing is refused", over),
+            (
+                "publish_waiting_requests",
+                "Publish requests in line to be stored, of 16384",
+                publish.waiting.load(Ordering::Relaxed),
+            ),
+            (
+                "publish_waiting_bytes",
+                "Bytes of them before packing, of 32 MiB",
+                publish.waiting_bytes.load(Ordering::Relaxed),
+            ),
         ];
         for (name, help, value) in gauges {
             metric::gauge(&mut encoder, name, help, i64::try_from(value).unwrap_or(i64::MAX))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_line_and_what_was_refused_is_told() {
+        let mut registry = Registry::with_prefix("postrider");
+        let metrics = Metrics::register(&mut registry);
+        metrics.publish.waiting.store(1, Ordering::Relaxed);
+        metrics.publish.waiting_bytes.store(2, Ordering::Relaxed);
+        metrics.publish.refused_queue.fetch_add(3, Ordering::Relaxed);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "postrider_publish_waiting_requests 1",
+            "postrider_publish_waiting_bytes 2",
+            "postrider_publish_refused_total{reason=\"PUBLISH_QUEUE_FULL\"} 3",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} is not in:\n{text}");
+        }
     }
 }

@@ -88,3 +88,13 @@ fn no_file_has_a_name_that_says_nothing() {
 fn everything_in_the_protobuf_files_has_a_comment_directly_above() {
     holds("proto", rules::proto_comments);
 }
+
+#[test]
+fn every_limit_has_a_reason_is_told_of_and_has_a_test() {
+    let operating = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+    let operating = std::fs::read_to_string(operating).unwrap();
+    assert!(operating.contains("\n| limit | default |"));
+    let all: Vec<Source> = sources("rs").into_iter().chain(sources("proto")).collect();
+    let offences = rules::limits(&operating, &all);
+    assert!(offences.is_empty(), "{}", offences.join("\n"));
+}

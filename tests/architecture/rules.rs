@@ -252,6 +252,37 @@ pub(crate) fn proto_comments(source: &Source) -> Vec<String> {
     offences
 }
 
+/// Every limit in the table of `operating` has a reason, says what tells of it, and names tests that `sources` have.
+pub(crate) fn limits(operating: &str, sources: &[Source]) -> Vec<String> {
+    let has = |text: &str| sources.iter().any(|source| source.text.contains(text));
+    let is_told = |name: &str| {
+        let name = name.split('{').next().unwrap_or(name);
+        let stem = name.strip_suffix("_total").unwrap_or(name);
+        has(&format!("\"{stem}\"")) || has(&format!("rpc {name}(")) || has(&format!(" {name} = "))
+    };
+    let is_shown = |name: &str| has(&format!("fn {name}"));
+    let rows = operating.lines().skip_while(|line| !line.starts_with("| limit |"));
+    let mut offences = Vec::new();
+    for row in rows.skip(2).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, _, _, _, told, shown] = cells[..] else {
+            offences.push(format!("not six cells: {row}"));
+            continue;
+        };
+        let empty = cells.iter().any(|cell| cell.is_empty()) || names_in(shown).next().is_none();
+        let told = names_in(told).filter(|name| !is_told(name));
+        let shown = names_in(shown).filter(|name| !is_shown(name));
+        offences.extend(empty.then(|| format!("an empty cell: {row}")));
+        offences.extend(told.chain(shown).map(|name| format!("there is no {name}: {row}")));
+    }
+    offences
+}
+
+/// What stands in backticks.
+fn names_in(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -388,6 +419,22 @@ mod tests {
         offends(file_name, "agent/src/util.rs", "", 1);
         offends(file_name, "agent/src/helpers/mod.rs", "", 1);
         offends(file_name, "common/src/lib.rs", "", 0);
+    }
+
+    #[test]
+    fn a_limit_without_a_reason_a_metric_or_a_test_is_found() {
+        let sources = [Source::new("a.rs", "(\"a_metric\", 1)\nfn a_test_of_it() {}")];
+        let table = |row: &str| format!("text\n| limit | default |\n|---|---|\n{row}\n\ntext");
+        for (row, offences) in [
+            ("| `A` | 1 | why | waits | `a_metric_total{x}` | `a_test` |", 0),
+            ("| `A` | 1 | why | waits | none: it waits | `a_test` |", 0),
+            ("| `A` | 1 | | waits | `a_metric` | `a_test` |", 1),
+            ("| `A` | 1 | why | waits | `a_metric` | |", 1),
+            ("| `A` | 1 | why | waits | `metric` | `test` |", 2),
+            ("| `A` | 1 | why | waits | `a_metric` |", 1),
+        ] {
+            assert_eq!(limits(&table(row), &sources).len(), offences, "{row}");
+        }
     }
 
     #[test]

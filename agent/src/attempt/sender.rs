@@ -18,7 +18,7 @@ use super::prepared::{Cache, Prepared, Unprepared};
 use super::{Attempt, Outcome, Reason, Sender, Sent, request, retry_after, verdict};
 use crate::auth::Token;
 use crate::transport::tls::Tls;
-use crate::transport::{Answer, Failure, Limits, Message, Trace, Transport};
+use crate::transport::{Answer, Counters, Failure, Limits, Message, Trace, Transport};
 
 /// The status by which a receiver refuses an access token (RFC 6750, section 3.1).
 const UNAUTHORIZED: u16 = 401;
@@ -39,6 +39,8 @@ pub struct Deps {
     pub tls: Tls,
     /// How much may be under way.
     pub limits: Limits,
+    /// What is counted.
+    pub counters: Arc<Counters>,
 }
 
 /// The [`Sender`] of the real agent.
@@ -60,6 +62,7 @@ impl HttpSender {
                 Arc::clone(&deps.policy),
                 deps.tls,
                 deps.limits,
+                deps.counters,
             ),
             prepared: Cache::default(),
             policy: deps.policy,

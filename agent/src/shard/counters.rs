@@ -36,6 +36,12 @@ pub struct Tally {
     pub parked: u64,
     /// Attempts that could not be made.
     pub not_made: u64,
+    /// Attempts that took the last place of their webhook's `max_in_flight` while more was ready.
+    pub webhook_full: u64,
+    /// Times that an attempt was ready while the agent had as many under way as it may.
+    pub agent_full: u64,
+    /// Dead letters that expired.
+    pub expired: u64,
     /// Attempts that failed, in the order of [`REASONS`].
     pub failed: [u64; REASONS.len()],
 }
@@ -63,6 +69,12 @@ pub struct Counters {
     pub parked: AtomicU64,
     /// Attempts that could not be made.
     pub not_made: AtomicU64,
+    /// Attempts that took the last place of their webhook's `max_in_flight` while more was ready.
+    pub webhook_full: AtomicU64,
+    /// Times that an attempt was ready while the agent had as many under way as it may.
+    pub agent_full: AtomicU64,
+    /// Dead letters that expired.
+    pub expired: AtomicU64,
     /// Attempts that failed, in the order of [`REASONS`].
     pub failed: [AtomicU64; REASONS.len()],
     /// Attempts under way now.
@@ -99,6 +111,9 @@ impl Counters {
         add(&self.dead, tally.dead);
         add(&self.parked, tally.parked);
         add(&self.not_made, tally.not_made);
+        add(&self.webhook_full, tally.webhook_full);
+        add(&self.agent_full, tally.agent_full);
+        add(&self.expired, tally.expired);
         for (counter, count) in self.failed.iter().zip(tally.failed) {
             add(counter, count);
         }

@@ -47,6 +47,7 @@ impl World {
             clock: Arc::new(SystemClock),
             tls: client_config(Roots::BuiltIn, b"").unwrap(),
             limits: crate::transport::Limits::default(),
+            counters: Arc::default(),
         });
         let deps = Deps {
             store: Arc::new(store.clone()),

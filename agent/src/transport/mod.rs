@@ -23,6 +23,7 @@ pub mod tls;
 mod trace;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -75,6 +76,15 @@ impl Default for Limits {
             idle_per_host: 256,
         }
     }
+}
+
+/// What happened on the way out since the agent started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests that had to wait because as many were under way as may be, in all or to their host.
+    pub waited: AtomicU64,
+    /// Answers whose body was not read to its end.
+    pub cut: AtomicU64,
 }
 
 /// Where a webhook's requests go. Cheap to clone.
@@ -135,6 +145,7 @@ pub struct Transport {
     pool: Arc<Pool>,
     connector: Connector,
     in_flight: Semaphore,
+    counters: Arc<Counters>,
 }
 
 impl Drop for Transport {
@@ -153,6 +164,7 @@ impl Transport {
         policy: Arc<Policy>,
         tls: tls::Tls,
         limits: Limits,
+        counters: Arc<Counters>,
     ) -> Self {
         let tasks = Group::default();
         let pool = Arc::new(Pool::new(limits));
@@ -161,6 +173,7 @@ impl Transport {
             pool,
             connector: Connector::new(guard::Guard::new(dialer, resolver, policy), tls, tasks),
             in_flight: Semaphore::new(limits.in_flight),
+            counters,
         }
     }
 
@@ -200,6 +213,7 @@ impl Transport {
     /// # Errors
     /// [`Failure::Local`] if its turn does not come soon.
     pub async fn admit<'a>(&'a self, target: &'a Target) -> Result<Permit<'a>, Failure> {
+        self.counters.waited.fetch_add(1, Ordering::Relaxed);
         // The host's first, so that requests that wait for a slow host do not hold what others could use.
         let both = async {
             let host = target.host.permits.acquire().await.ok()?;
@@ -241,6 +255,9 @@ impl Transport {
         };
         // The status is the answer; the rest is read mostly for the sake of the connection.
         let (drained, body) = channel.during(body::drain(body, keep, deadline, patience)).await;
+        if drained == body::Drained::Cut {
+            self.counters.cut.fetch_add(1, Ordering::Relaxed);
+        }
         if !is_ambiguous(&head.headers) && drained == body::Drained::Whole {
             self.give_back(target, channel, trace);
         }

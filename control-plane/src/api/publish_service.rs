@@ -9,11 +9,10 @@ use postrider_proto::v1::publish_service_server::{PublishService, PublishService
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::MAX_MESSAGE_BYTES;
+use super::server::judged;
 use super::status::{Error, Violations};
 use crate::publish::{self, Outcome, Published, Publisher};
-
-/// Most bytes of one message: the largest request that is allowed, with all its texts, and room for unknown fields.
-const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 /// Requests of one stream that are under way at once: enough to fill transactions from one stream, few enough for a fair share of the queue.
 const STREAM_WINDOW: usize = 256;
@@ -58,7 +57,7 @@ impl PublishService for Service {
     type PublishStreamStream = BoxStream<'static, Result<v1::PublishStreamResponse, Status>>;
 
     /// Requests are submitted as they arrive, up to [`STREAM_WINDOW`] ahead of their answers; answers leave in the order of the requests. A message
-    /// that is no valid protobuf ends the stream, as does the server's stop, both after the answers to what came before.
+    /// that is too large or no valid protobuf ends the stream, as does the server's stop, all after the answers to what came before.
     async fn publish_stream(
         &self,
         request: Request<Streaming<v1::PublishStreamRequest>>,
@@ -77,7 +76,7 @@ impl PublishService for Service {
         let submitted = requests
             .zip(stream::iter(1_i64..))
             .map(move |(request, sequence)| match request {
-                Err(status) => futures_util::future::ready(Err(status)).left_future(),
+                Err(status) => futures_util::future::ready(Err(judged(status))).left_future(),
                 Ok(request) => {
                     let pending = submit(&publisher, &mut parent, request, traceparent.clone());
                     let answer = async move {

@@ -1,7 +1,7 @@
 //! The gRPC server's limits, and the last word on every status.
 //!
 //! tonic answers an oversized message with OUT_OF_RANGE, a call that took too long with CANCELLED and what it has no code for with UNKNOWN: none of
-//! these tells a caller what to do. The layer here gives RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED and INTERNAL instead.
+//! these tells a caller what to do. The layer here gives RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED and INTERNAL instead, and what is no protobuf a reason.
 
 use std::panic::AssertUnwindSafe;
 use std::task::{Context, Poll};
@@ -106,13 +106,14 @@ where
                 Ok(Ok(answer)) => judge(answer?),
                 Ok(Err(_)) => {
                     tracing::error!("a call panicked");
-                    answer_with(Code::Internal, "INTERNAL", "internal error")
+                    with_reason(Code::Internal, "INTERNAL", "internal error").into_http()
                 }
-                Err(_) => answer_with(
+                Err(_) => with_reason(
                     Code::DeadlineExceeded,
                     "DEADLINE_EXCEEDED",
                     "the call took too long; repeat it with the same request_id",
-                ),
+                )
+                .into_http(),
             };
             Ok(call.answered(answer))
         })
@@ -121,24 +122,35 @@ where
 
 /// A status that is known before the answer's body stands in its headers.
 fn judge(answer: http::Response<Body>) -> http::Response<Body> {
-    let Some(code) = answer.headers().get(Status::GRPC_STATUS) else {
+    let Some(status) = Status::from_header_map(answer.headers()) else {
         return answer;
     };
-    match Code::from_bytes(code.as_bytes()) {
-        Code::OutOfRange => answer_with(
+    if status.code() == Code::Unknown {
+        tracing::error!(message = status.message(), "a call ended without a known status");
+        return with_reason(Code::Internal, "INTERNAL", "internal error").into_http();
+    }
+    // Ours say why: see [`super::status`].
+    if status.details().is_empty() {
+        judged(status).into_http()
+    } else {
+        answer
+    }
+}
+
+/// What leaves instead of the status of a message that could not be read.
+pub(super) fn judged(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => with_reason(
             Code::ResourceExhausted,
             "MESSAGE_TOO_LARGE",
             &format!("the message is larger than {MAX_MESSAGE_BYTES} bytes"),
         ),
-        Code::Unknown => {
-            tracing::error!(message = ?answer.headers().get(Status::GRPC_MESSAGE), "a call ended without a known status");
-            answer_with(Code::Internal, "INTERNAL", "internal error")
-        }
-        _ => answer,
+        Code::InvalidArgument => with_reason(Code::InvalidArgument, "MALFORMED_MESSAGE", status.message()),
+        _ => status,
     }
 }
 
-fn answer_with(code: Code, reason: &str, message: &str) -> http::Response<Body> {
+fn with_reason(code: Code, reason: &str, message: &str) -> Status {
     let details = ErrorDetails::with_error_info(reason, DOMAIN, std::collections::HashMap::new());
-    Status::with_error_details(code, message, details).into_http()
+    Status::with_error_details(code, message, details)
 }

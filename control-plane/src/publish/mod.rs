@@ -95,8 +95,8 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Starts the writer's lanes on `group`. When the group is told to stop they take nothing new, commit what was accepted, and end.
     pub(crate) fn spawn(group: &Group, deps: Deps) -> Self {
-        let queue = Arc::new(Queue::default());
         let counters = deps.counters;
+        let queue = Arc::new(Queue::new(counters.clone()));
         for _ in 0..writer::LANES {
             let writer = writer::Writer {
                 queue: queue.clone(),

@@ -4,7 +4,8 @@
 //! answer. So no two requests of one transaction, nor of two in flight, want the same dedupe key.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use postrider_common::key::Key;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::{Answer, Load, MAX_UNPACKED, TARGET_BYTES, Work};
 use super::idempotency;
+use super::writer::Counters;
 use crate::api::status::Error;
 
 /// Most bytes that wait: some thirty transactions, a fraction of a second's work, and a small part of what the process may use.
@@ -59,6 +61,7 @@ pub(super) struct Submission {
 pub(super) struct Queue {
     state: Mutex<State>,
     wake: Notify,
+    counters: Arc<Counters>,
 }
 
 struct State {
@@ -76,6 +79,14 @@ struct State {
 }
 
 impl State {
+    /// How many requests wait, and their bytes.
+    fn held(&self) -> (usize, usize) {
+        (
+            self.waiting.len() + self.followers_count,
+            self.waiting_bytes + self.followers_bytes,
+        )
+    }
+
     /// Whether a lane that is free should begin a transaction.
     fn is_due(&self) -> bool {
         !self.waiting.is_empty()
@@ -122,8 +133,9 @@ struct Taken {
     late: Vec<Submission>,
 }
 
-impl Default for Queue {
-    fn default() -> Self {
+impl Queue {
+    /// An empty queue.
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
         Self {
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
@@ -136,13 +148,19 @@ impl Default for Queue {
                 limit: TARGET_BYTES,
             }),
             wake: Notify::new(),
+            counters,
         }
     }
-}
 
-impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells how much waits, after that has changed.
+    fn tell(&self, state: &State) {
+        let (count, bytes) = state.held();
+        self.counters.waiting.store(count as u64, Ordering::Relaxed);
+        self.counters.waiting_bytes.store(bytes as u64, Ordering::Relaxed);
     }
 
     /// Puts a request in line. From here on it is the lanes' affair: dropping the receiver changes nothing.
@@ -162,8 +180,7 @@ impl Queue {
         if state.closed {
             return Err(Error::Stopping);
         }
-        let count = state.waiting.len() + state.followers_count;
-        let held = state.waiting_bytes + state.followers_bytes;
+        let (count, held) = state.held();
         if count >= MAX_WAITING || (count > 0 && held + bytes > MAX_WAITING_BYTES) {
             return Err(full());
         }
@@ -172,11 +189,13 @@ impl Queue {
                 followers.push(submission);
                 state.followers_count += 1;
                 state.followers_bytes += bytes;
+                self.tell(&state);
                 return Ok(outcome);
             }
             state.followers.insert(dedupe.identity.key.clone(), Vec::new());
         }
         state.push(submission);
+        self.tell(&state);
         let due = state.is_due();
         drop(state);
         if due {
@@ -220,6 +239,7 @@ impl Queue {
             return Turn::Wait;
         }
         let Taken { batch, late } = state.take(Instant::now());
+        self.tell(&state);
         state.busy += usize::from(!batch.is_empty());
         let more = state.is_due();
         drop(state);
@@ -293,6 +313,7 @@ impl Queue {
         state.followers_count = state.followers_count.saturating_sub(followers.len());
         let bytes: usize = followers.iter().map(|follower| follower.bytes).sum();
         state.followers_bytes = state.followers_bytes.saturating_sub(bytes);
+        self.tell(&state);
         followers
     }
 
@@ -314,6 +335,7 @@ impl Queue {
                 }
             }
         }
+        self.tell(&state);
         let due = state.is_due();
         drop(state);
         if due {

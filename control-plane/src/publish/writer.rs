@@ -62,6 +62,10 @@ pub(crate) struct Counters {
     pub(crate) refused_store: AtomicU64,
     /// Requests refused because too much stands in line to be stored, or because the line is closed.
     pub(crate) refused_queue: AtomicU64,
+    /// Requests that stand in line now.
+    pub(crate) waiting: AtomicU64,
+    /// Bytes of them, before packing.
+    pub(crate) waiting_bytes: AtomicU64,
 }
 
 impl Counters {

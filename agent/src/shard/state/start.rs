@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use postrider_common::model::webhook::Webhook;
+use postrider_common::model::webhook::{DEFAULT_MAX_IN_FLIGHT, Webhook};
 use postrider_common::planted::{self, Bug};
 use postrider_common::time::Timestamp;
 
@@ -79,8 +79,11 @@ impl State {
         };
         let lane = self.lane(at)?;
         lane.started(&webhook, now);
+        let most = webhook.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT).get();
+        let full = lane.in_flight >= most && lane.ready_len() > 0;
         let serial = lane.order.as_ref().map(|order| order.serial());
         self.in_flight += 1;
+        self.tally.webhook_full += u64::from(full);
         let flight = Some(Flight {
             lane: at,
             deliveries,

@@ -298,6 +298,14 @@ async fn dead_letters_expire_and_those_of_webhooks_deleted_unseen_go_too() {
     tokio::time::sleep(Duration::from_mins(95)).await;
     assert_eq!(dead(&world).await, 0);
     assert_eq!(usage(&world, Some("a")).await.dropped(Dropped::Expired), 5);
+    let expired = |agent: &super::worker::Agent| {
+        agent
+            .shards
+            .counters()
+            .expired
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    assert_eq!(expired(&agent), 5);
     running.release().await;
     drop(agent);
     let (world, agent, running) = with_dead(5, limits).await;
@@ -316,5 +324,6 @@ async fn dead_letters_expire_and_those_of_webhooks_deleted_unseen_go_too() {
         .eventually("the dead letters are gone", async || dead(&world).await == 0)
         .await;
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(expired(&second), 0);
     running.release().await;
 }

@@ -29,6 +29,7 @@ use crate::catalog::Catalog;
 use crate::shard::ledger::UNWRITTEN_LIMIT;
 use crate::shard::{Deps, Limits, Running, Shards, Tenure, Work as _};
 
+mod limits;
 mod trouble;
 
 pub(super) const DELIVERED: Outcome = Outcome::Delivered { status: 200 };

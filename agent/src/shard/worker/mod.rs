@@ -33,7 +33,7 @@ use self::orders::Orders;
 use self::singles::Singles;
 use super::Tenure;
 use super::budget::Purse;
-use super::counters::{Counted, Tally};
+use super::counters::Counted;
 use super::delivery::{Effects, Known, Load};
 use super::feed::{self, Feed, Found, Got};
 use super::ledger::Pen;
@@ -351,6 +351,7 @@ impl Worker {
             let attempts = &self.shards.attempts;
             let Some(permit) = self.permit.take().or_else(|| attempts.clone().try_acquire_owned().ok()) else {
                 self.permit_wait = Some(Box::pin(attempts.clone().acquire_owned()));
+                self.state.tally.agent_full += 1;
                 return;
             };
             match self.state.start(now, &mut self.effects) {
@@ -477,10 +478,7 @@ impl Worker {
                 tenure: self.tenure.clone(),
             });
         }
-        let tally = std::mem::take(&mut self.state.tally);
-        if tally != Tally::default() {
-            self.shards.counters.add(&tally);
-        }
+        self.shards.counters.add(&std::mem::take(&mut self.state.tally));
     }
 }
 

@@ -297,6 +297,8 @@ impl Worker {
                         let revived: usize = rewrite.revived.iter().map(Vec::len).sum();
                         let revived = u32::try_from(revived).unwrap_or(u32::MAX);
                         self.state.reviving(&at.account, &at.webhook, revived);
+                        let expired = rewrite.dropped.iter().filter(|(_, why, _)| *why == Dropped::Expired);
+                        self.state.tally.expired += expired.map(|(.., count)| count).sum::<u64>();
                         self.effects.records.push(Record::Rewrite(Box::new(rewrite)));
                         self.orders.rewritten += 1;
                     }

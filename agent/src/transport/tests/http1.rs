@@ -1,10 +1,13 @@
 //! HTTP/1.1: what arrives, and which connections it arrives on.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use postrider_common::model::auth::SignatureHeaders;
 use postrider_common::signature::Algorithm;
 use secrecy::ExposeSecret as _;
 
 use super::*;
+use crate::transport::Counters;
 
 #[tokio::test]
 async fn the_request_arrives_as_documented() {
@@ -342,21 +345,89 @@ async fn requests_beyond_the_limit_wait_for_their_turn_and_then_are_not_made() {
             let _ = stream.read_u8().await;
         },
     };
-    let limits = Limits {
+    let dialer: Arc<dyn Dialer> = Arc::new(dialer);
+    let to_a_host = Limits {
         in_flight_per_host: 1,
+        ..Limits::default()
+    };
+    let in_all = Limits {
+        in_flight: 1,
+        ..Limits::default()
+    };
+    for (limits, port) in [(to_a_host, 8080), (in_all, 8081)] {
+        let counters = Arc::<Counters>::default();
+        let sender = HttpSender::new(Deps {
+            counters: Arc::clone(&counters),
+            ..deps(Arc::clone(&dialer), Names::none(), loopback(), b"", limits)
+        });
+        let [first, second] = [8080, port].map(|port| to(SocketAddr::from(([127, 0, 0, 1], port))));
+        let start = Instant::now();
+        let (first, second) = tokio::join!(async { sender.send(attempt(&first)).await.outcome }, async {
+            let outcome = sender.send(attempt(&second)).await.outcome;
+            (outcome, start.elapsed())
+        });
+        assert_eq!(first, failed(Reason::Timeout));
+        assert!(matches!(second.0, Outcome::NotMade { .. }));
+        assert_eq!(second.1.as_secs(), 5);
+        assert_eq!(start.elapsed().as_secs(), 15);
+        assert_eq!(counters.waited.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waited_for_its_turn_is_made() {
+    let dialer = InMemory {
+        group: Group::default(),
+        handle: |mut stream: tokio::io::DuplexStream| async move {
+            while read_request(&mut stream).await.is_some() {
+                stream.write_all(OK).await.unwrap();
+            }
+        },
+    };
+    let limits = Limits {
+        in_flight: 1,
         ..Limits::default()
     };
     let sender = sender(Arc::new(dialer), Names::none(), loopback(), b"", limits);
     let hook = to("127.0.0.1:8080".parse().unwrap());
-    let start = Instant::now();
-    let (first, second) = tokio::join!(async { sender.send(attempt(&hook)).await.outcome }, async {
-        let outcome = sender.send(attempt(&hook)).await.outcome;
-        (outcome, start.elapsed())
-    });
-    assert_eq!(first, failed(Reason::Timeout));
-    assert!(matches!(second.0, Outcome::NotMade { .. }));
-    assert_eq!(second.1.as_secs(), 5);
-    assert_eq!(start.elapsed().as_secs(), 15);
+    let sent = (0..50).map(|_| async { sender.send(attempt(&hook)).await.outcome });
+    let outcomes = futures_util::future::join_all(sent).await;
+    assert_eq!(outcomes, vec![delivered(200); 50]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_16_kib_is_read_and_a_longer_or_slower_one_is_cut_and_counted_and_its_status_counts() {
+    const MOST: usize = 16 << 10;
+    // Bytes that are announced, that are sent, and how many of two answers are cut.
+    for (announced, sent, cut) in [(MOST, MOST, 0), (MOST + 1, MOST + 1, 2), (2, 1, 2)] {
+        let connections = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&connections);
+        let dialer = InMemory {
+            group: Group::default(),
+            handle: move |mut stream: tokio::io::DuplexStream| {
+                count.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    while read_request(&mut stream).await.is_some() {
+                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {announced}\r\n\r\n");
+                        let _ = stream.write_all(head.as_bytes()).await;
+                        let _ = stream.write_all(&vec![b'x'; sent]).await;
+                    }
+                }
+            },
+        };
+        let counters = Arc::<Counters>::default();
+        let sender = HttpSender::new(Deps {
+            counters: Arc::clone(&counters),
+            ..deps(Arc::new(dialer), Names::none(), loopback(), b"", Limits::default())
+        });
+        let hook = to("127.0.0.1:8080".parse().unwrap());
+        for _ in 0..2 {
+            assert_eq!(sender.send(attempt(&hook)).await.outcome, delivered(200));
+        }
+        assert_eq!(counters.cut.load(Ordering::Relaxed), cut, "{announced} announced");
+        // A connection whose answer was cut is not used again.
+        assert_eq!(connections.load(Ordering::Relaxed), cut.max(1), "{announced} announced");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -151,7 +151,11 @@ fn sender(
     authorities: &[u8],
     limits: Limits,
 ) -> HttpSender {
-    HttpSender::new(Deps {
+    HttpSender::new(deps(dialer, names, policy, authorities, limits))
+}
+
+fn deps(dialer: Arc<dyn Dialer>, names: Arc<dyn Resolver>, policy: Policy, authorities: &[u8], limits: Limits) -> Deps {
+    Deps {
         dialer,
         resolver: names,
         policy: Arc::new(policy),
@@ -159,7 +163,8 @@ fn sender(
         clock: Arc::new(SystemClock),
         tls: client_config(Roots::BuiltIn, authorities).unwrap(),
         limits,
-    })
+        counters: Arc::default(),
+    }
 }
 
 fn webhook(url: &str) -> Webhook {

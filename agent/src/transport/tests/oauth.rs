@@ -152,6 +152,20 @@ async fn without_a_token_nothing_is_sent_and_the_attempt_says_why() {
 }
 
 #[tokio::test]
+async fn an_answer_of_a_token_endpoint_is_read_up_to_64_kib() {
+    let group = Group::default();
+    let (receiver, _requests) = answering(&group, OK).await;
+    for (length, outcome) in [(64 << 10, delivered(200)), ((64 << 10) + 1, failed(Reason::Token))] {
+        let (begin, end) = ("{\"access_token\":\"t\",\"more\":\"", "\"}");
+        let more = "x".repeat(length - begin.len() - end.len());
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{begin}{more}{end}");
+        let (tokens, _asked) = endpoint(&group, move |_| answer.clone().into()).await;
+        let hook = hook(receiver, &format!("http://{tokens}/"));
+        assert_eq!(Bench::new().send(&hook).await, outcome, "{length}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_url_that_leads_to_a_forbidden_address_is_not_dialled() {
     let group = Group::default();
     let (receiver, mut requests) = answering(&group, OK).await;

@@ -366,6 +366,28 @@ async fn a_watch_of_a_server_that_is_stopped_ends_and_a_quiet_one_lives() {
 }
 
 #[tokio::test]
+async fn a_watch_that_is_not_read_holds_up_no_other_and_misses_nothing() {
+    let cluster = Cluster::start(1, &[]).await;
+    let store = cluster.store("/unread/").await;
+    let start = store.write(put("a/0", "v")).await.unwrap();
+    let mut unread = store.watch(&key("a/"), start).await.unwrap();
+    let mut read = store.watch(&key("b/"), start).await.unwrap();
+    // Several times what one watch may have on the way.
+    for number in 1..=8 {
+        store
+            .write(put(&format!("a/{number}"), vec![7; 1_000_000]))
+            .await
+            .unwrap();
+    }
+    store.write(put("b/1", "v")).await.unwrap();
+    until_seen(&mut read, "b/1").await;
+    for number in 0..=8 {
+        // Each is the next one.
+        until_seen(&mut unread, &format!("a/{number}")).await;
+    }
+}
+
+#[tokio::test]
 async fn a_server_without_space_refuses_what_needs_space_and_does_the_rest() {
     let cluster = Cluster::start(1, &["--quota-backend-bytes", "16777216"]).await;
     let store = cluster.store("/full/").await;

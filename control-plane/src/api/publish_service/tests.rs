@@ -321,6 +321,61 @@ async fn many_requests_of_one_stream_are_answered_one_for_one_and_none_is_lost()
 }
 
 #[tokio::test]
+async fn a_stream_is_read_no_further_ahead_than_its_window_and_nothing_of_it_is_lost() {
+    const ALL: usize = 1_024;
+    let mut face = face().await;
+    // For now nothing is stored, and so nothing answered.
+    face.bench.store.inject(Box::new(|_| Some(Fault::LostRequest)));
+    let (requests, mut answers) = open(&mut face, ALL).await;
+    for _ in 0..ALL {
+        let request = on_stream("accounts/a", vec![event("A", "1")]);
+        requests.send(request).await.unwrap();
+    }
+    drop(requests);
+    let counters = face.bench.publisher.counters().clone();
+    // The catalogue holds no types: each event is counted when it is taken.
+    let taken = || counters.unknown_type_events.load(std::sync::atomic::Ordering::Relaxed);
+    let window = async {
+        while taken() < 256 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, window).await.unwrap();
+    // Long enough to read on.
+    for _ in 0..50 {
+        let preview = v1::PublishRequest {
+            validate_only: true,
+            ..request(vec![event("A", "1")])
+        };
+        face.client.publish(preview).await.unwrap();
+    }
+    assert_eq!(taken(), 256);
+    face.bench.store.heal();
+    for sequence in 1..=1_024 {
+        let answer = next(&mut answers).await.unwrap().unwrap();
+        assert_eq!(answer.sequence, sequence);
+        assert!(matches!(answer.result, Some(Answered::Response(_))), "{answer:?}");
+    }
+    assert!(next(&mut answers).await.is_none());
+    assert_eq!(counters.deliveries.load(std::sync::atomic::Ordering::Relaxed), 2_048);
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_ends_a_stream_after_the_answers_to_what_came_before() {
+    let mut face = face().await;
+    let (requests, mut answers) = open(&mut face, 10).await;
+    let good = on_stream("accounts/a", vec![event("A", "1")]);
+    requests.send(good).await.unwrap();
+    let large = on_stream(&"x".repeat(MAX_MESSAGE_BYTES), Vec::new());
+    requests.send(large).await.unwrap();
+    let first = next(&mut answers).await.unwrap().unwrap();
+    assert!(matches!(first.result, Some(Answered::Response(_))));
+    let status = next(&mut answers).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
+}
+
+#[tokio::test]
 async fn a_stop_ends_a_stream_after_the_answers_to_what_was_taken() {
     let mut face = face().await;
     let (requests, mut answers) = open(&mut face, 10).await;

@@ -46,6 +46,7 @@ use crate::testing;
 /// A server over a store in memory, and clients of it.
 struct Server {
     store: MemoryStore,
+    url: String,
     channel: Channel,
     webhooks: WebhookServiceClient<Channel>,
     event_types: EventTypeServiceClient<Channel>,
@@ -121,7 +122,7 @@ async fn serve() -> Server {
     let stop = deps.stop.clone();
     let api = routes(deps).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
     let calls = Calls::default();
     let counted = calls.clone();
     group.spawn("server", async move {
@@ -131,11 +132,7 @@ async fn serve() -> Server {
             .await
             .unwrap();
     });
-    let channel = Channel::from_shared(format!("http://{address}"))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
+    let channel = Channel::from_shared(url.clone()).unwrap().connect().await.unwrap();
     Server {
         store,
         webhooks: WebhookServiceClient::new(channel.clone()),
@@ -145,6 +142,7 @@ async fn serve() -> Server {
         deliveries: DeliveryServiceClient::new(channel.clone()),
         calls,
         stop,
+        url,
         channel,
         waited,
         _group: group,

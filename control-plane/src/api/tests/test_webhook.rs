@@ -222,3 +222,27 @@ async fn without_an_agent_or_a_webhook_the_caller_is_told_so() {
         assert!(status.get_error_details().retry_info().is_some());
     }
 }
+
+#[tokio::test]
+async fn a_fifth_test_of_an_account_is_refused_while_four_are_under_way() {
+    let server = serve().await;
+    // It never says anything.
+    let agent = postrider_common::id::AgentId::new("silent").unwrap();
+    let about = postrider_common::wire::stored::encode(&postrider_proto::stored::Agent::default());
+    let write = postrider_common::store::Write {
+        guards: Vec::new(),
+        ops: vec![postrider_common::store::Op::put(
+            postrider_common::key::agent(&agent),
+            about,
+        )],
+    };
+    server.store.write(write).await.unwrap();
+    let calls = (0..5).map(|_| {
+        let mut webhooks = server.webhooks.clone();
+        Box::pin(async move { webhooks.test_webhook(unsaved()).await })
+    });
+    let (first, _, others) = futures_util::future::select_all(calls).await;
+    let status = first.unwrap_err();
+    assert_eq!(reason(&status), (Code::ResourceExhausted, "TOO_MANY_TESTS".to_owned()));
+    assert_eq!(others.len(), 4);
+}

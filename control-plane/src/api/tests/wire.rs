@@ -77,7 +77,8 @@ async fn bytes_that_are_no_message_are_the_callers_mistake() {
     ];
     for (path, bytes) in cases {
         let status = call(&server, path, bytes.clone()).await.unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument, "{path} {bytes:.20?} {status:?}");
+        let expected = (Code::InvalidArgument, "MALFORMED_MESSAGE".into());
+        assert_eq!(reason(&status), expected, "{path} {bytes:.20?} {status:?}");
     }
     assert_eq!(server.revision().await, before);
 }
@@ -201,6 +202,41 @@ async fn metadata_beyond_16_kib_is_refused_and_the_server_lives_on() {
 }
 
 #[tokio::test]
+async fn a_connection_has_128_calls_under_way_and_the_next_waits_for_the_end_of_one() {
+    let mut server = serve().await;
+    let (mut webhooks, mut attempts) = (Vec::new(), Vec::new());
+    for _ in 0..64 {
+        let request = v1::WatchWebhooksRequest {
+            parent: "accounts/1010".into(),
+            ..v1::WatchWebhooksRequest::default()
+        };
+        webhooks.push(server.webhooks.watch_webhooks(request).await.unwrap());
+        let request = v1::WatchAttemptsRequest {
+            parent: "accounts/1010".into(),
+            ..v1::WatchAttemptsRequest::default()
+        };
+        attempts.push(server.deliveries.watch_attempts(request).await.unwrap());
+    }
+    let mut next = std::pin::pin!(server.webhooks.create_webhook(create_request()));
+    // Another connection has calls of its own.
+    let mut other = WebhookServiceClient::connect(server.url).await.unwrap();
+    for _ in 0..50 {
+        let request = v1::ListWebhooksRequest {
+            parent: "accounts/1010".into(),
+            ..v1::ListWebhooksRequest::default()
+        };
+        tokio::select! {
+            biased;
+            created = &mut next => panic!("it did not wait: {created:?}"),
+            listed = other.list_webhooks(request) => assert_eq!(listed.unwrap().into_inner().webhooks, []),
+        }
+    }
+    webhooks.pop();
+    let created = tokio::time::timeout(Duration::from_secs(10), next).await;
+    created.expect("a place is free").unwrap();
+}
+
+#[tokio::test]
 async fn statuses_that_say_nothing_do_not_leave() {
     use tower::{Layer as _, Service as _};
     let answers: [(Code, Code); 4] = [
@@ -269,7 +305,7 @@ async fn every_call_is_counted_once_with_its_code_and_reason_and_what_callers_wr
     for (labels, count) in [
         ([create, "OK", ""], 2),
         ([create, "InvalidArgument", "INVALID_REQUEST"], 1),
-        ([create, "InvalidArgument", ""], 1),
+        ([create, "InvalidArgument", "MALFORMED_MESSAGE"], 1),
         (["other", "Unimplemented", ""], 1),
         (["other", "OK", ""], 1),
         (watch, 1),

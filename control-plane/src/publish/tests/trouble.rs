@@ -27,6 +27,7 @@ async fn a_full_queue_refuses_at_once_and_takes_again_when_it_has_drained() {
     };
     assert_eq!(reason, "PUBLISH_QUEUE_FULL");
     assert!(retry_after.is_some());
+    assert_eq!(bench.publisher.counters.refused_queue.load(Ordering::Relaxed), 1);
     let taken = pending.len();
     assert!(
         join_all(pending.into_iter().map(Pending::outcome))
@@ -41,6 +42,42 @@ async fn a_full_queue_refuses_at_once_and_takes_again_when_it_has_drained() {
             .await
             .is_ok()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_requests_wait_however_small_and_no_more_and_all_of_them_are_stored() {
+    const MOST: usize = 16_384;
+    let store = MemoryStore::default();
+    put_webhook(&store, "x", &["*"]).await;
+    let bench = Bench::new(&store, 1).await;
+    let counters = &bench.publisher.counters;
+    let waiting = || [&counters.waiting, &counters.waiting_bytes].map(|gauge| gauge.load(Ordering::Relaxed));
+    // Every second one follows another of its id.
+    let submit = |number| {
+        let event = event(&format!("e{}", number / 2), "A", "1");
+        bench.publisher.submit(request(vec![event], Some(number / 2)))
+    };
+    let pending: Vec<Pending> = (0..MOST).map(|number| submit(number).unwrap()).collect();
+    let full = submit(MOST).map(|_| ());
+    assert!(
+        matches!(
+            full,
+            Err(Error::Quota {
+                reason: "PUBLISH_QUEUE_FULL",
+                ..
+            })
+        ),
+        "{full:?}"
+    );
+    let [count, bytes] = waiting();
+    assert!(
+        count == MOST as u64 && bytes > count,
+        "{count} requests of {bytes} bytes"
+    );
+    let outcomes = join_all(pending.into_iter().map(Pending::outcome)).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_eq!(seen(&store).await.len(), MOST / 2);
+    assert_eq!(waiting(), [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,6 +212,7 @@ async fn a_store_that_is_nearly_full_is_not_filled_further() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     let refused = bench.publish(request(vec![event("e", "A", "1")], None)).await;
     assert_eq!(refused, Err(Error::StoreFull));
+    assert_eq!(bench.publisher.counters.refused_store.load(Ordering::Relaxed), 1);
     let (_, now) = store.get(&filler).await.unwrap();
     store.compact(now).await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await;

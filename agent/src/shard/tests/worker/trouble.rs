@@ -143,6 +143,12 @@ async fn while_the_store_is_full_deliveries_go_on_up_to_a_limit_and_what_is_not_
     tokio::time::sleep(Duration::from_secs(60)).await;
     let received = world.receiver.received().len();
     assert!(received <= UNWRITTEN_LIMIT + 200, "{received}");
+    let told = agent
+        .shards
+        .counters()
+        .unwritten
+        .load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(usize::try_from(told).unwrap(), received);
     assert_eq!(world.keys(&key::queue(SHARD)).await.len(), 32);
     world.store.heal();
     world.done(SHARD).await;

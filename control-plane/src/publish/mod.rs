@@ -154,7 +154,7 @@ impl Publisher {
             Err(Refused {
                 error,
                 identity: Some(identity),
-            }) => return Ok(Pending(State::Refused(error, identity, self.store.clone()))),
+            }) => return Ok(Pending(State::Refused(error, *identity, self.store.clone()))),
             Err(Refused { error, identity: None }) => return Err(error),
         };
         if !checked.fanout.parts.is_empty() {
@@ -228,9 +228,9 @@ impl Publisher {
         let mut admitted =
             admission::admit(request, self.clock.now(), self.entropy.as_ref()).map_err(|refused| Refused {
                 error: Error::Invalid(refused.violations),
-                identity: refused.identity,
+                identity: refused.identity.map(Box::new),
             })?;
-        let identity = admitted.identity.clone();
+        let identity = admitted.identity.clone().map(Box::new);
         let refused = |error| Refused { error, identity };
         let unknown = self.catalog.unknown_event_types(&admitted.account);
         let strangers = match screen::screen(&mut admitted.events, &self.catalog.types(), unknown) {
@@ -261,7 +261,7 @@ struct Checked {
 /// A request that cannot be accepted, unless it was before.
 struct Refused {
     error: Error,
-    identity: Option<Identity>,
+    identity: Option<Box<Identity>>,
 }
 
 fn answer(admitted: &Admitted, fanout: &Fanout) -> Answer {

@@ -42,7 +42,7 @@ OTHER := $${CARGO_TARGET_DIR:-target}/other
 upgrade: etcd ## Replaces a cluster of another revision by one of this, and back, under load: make upgrade FROM=HEAD~20
 	rm -rf $(OTHER)/source && mkdir -p $(OTHER)/source
 	git archive $(FROM) | tar -x -C $(OTHER)/source
-	cargo build --release --manifest-path $(OTHER)/source/Cargo.toml --target-dir $(OTHER) -p postrider-control-plane -p postrider-agent
+	cargo build --release --manifest-path $(OTHER)/source/Cargo.toml --target-dir $(OTHER) --workspace --bins
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/chaos upgrade --other $(OTHER)/release $(ARGS)
 
@@ -104,5 +104,5 @@ $(VENV)/installed: tests/requirements.txt
 	touch $@
 
 $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
-	cargo install --quiet --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
+	cargo install --quiet --locked --debug --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
 	touch $@

@@ -114,6 +114,7 @@ impl Collector for Metrics {
         let held_back = [
             ("max_in_flight", &shards.webhook_full),
             ("attempts", &shards.agent_full),
+            ("reserved", &shards.reserved_full),
             ("requests", &self.transport.waited),
         ];
         let held_back = held_back.map(|(limit, count)| ([("limit", limit)], count.load(Ordering::Relaxed)));
@@ -153,6 +154,7 @@ mod tests {
         metrics.shards.webhook_full.fetch_add(1, Ordering::Relaxed);
         metrics.shards.agent_full.fetch_add(2, Ordering::Relaxed);
         metrics.transport.waited.fetch_add(3, Ordering::Relaxed);
+        metrics.shards.reserved_full.fetch_add(6, Ordering::Relaxed);
         metrics.transport.cut.fetch_add(4, Ordering::Relaxed);
         metrics.shards.expired.fetch_add(5, Ordering::Relaxed);
         let mut text = String::new();
@@ -161,6 +163,7 @@ mod tests {
             "postrider_attempts_held_back_total{limit=\"max_in_flight\"} 1",
             "postrider_attempts_held_back_total{limit=\"attempts\"} 2",
             "postrider_attempts_held_back_total{limit=\"requests\"} 3",
+            "postrider_attempts_held_back_total{limit=\"reserved\"} 6",
             "postrider_answers_cut_total 4",
             "postrider_dead_letters_expired_total 5",
         ] {

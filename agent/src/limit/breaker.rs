@@ -67,6 +67,8 @@ pub struct Breaker {
     failures: u32,
     /// Trips since it last went at full speed: what the pause grows with.
     trips: u32,
+    /// The receiver answered last time.
+    proven: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +89,7 @@ impl Default for Breaker {
             streak: None,
             failures: 0,
             trips: 0,
+            proven: false,
         }
     }
 }
@@ -99,6 +102,7 @@ impl Breaker {
             streak: Some(streak),
             failures: 0,
             trips: 0,
+            proven: false,
         }
     }
 
@@ -191,8 +195,19 @@ impl Breaker {
         matches!(self.state, State::Serving(_))
     }
 
+    /// Whether the receiver answered the last time that it was asked: of a webhook of which nothing is known that cannot be said.
+    pub const fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    /// The receiver is known to have answered the last time.
+    pub const fn trust(&mut self) {
+        self.proven = true;
+    }
+
     fn answered(&mut self) {
         self.failures = 0;
+        self.proven = true;
         match self.state {
             State::Probing => self.state = State::Serving(2),
             State::Serving(allowed) => {
@@ -211,6 +226,7 @@ impl Breaker {
 
     fn unwell(&mut self, reason: Reason, retry_after: Option<Duration>, now: Timestamp, fraction: f64) {
         self.failures = self.failures.saturating_add(1);
+        self.proven = false;
         let wish = retry_after.map(|wish| now + wish.min(LONGEST_WISH));
         match self.state {
             State::Serving(_) if reason != Reason::Throttled && self.failures < TRIP_AFTER => {}

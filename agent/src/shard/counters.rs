@@ -40,6 +40,8 @@ pub struct Tally {
     pub webhook_full: u64,
     /// Times that an attempt was ready while the agent had as many under way as it may.
     pub agent_full: u64,
+    /// Times that an attempt was ready and had to leave the places that are left to receivers that answered last time.
+    pub reserved_full: u64,
     /// Dead letters that expired.
     pub expired: u64,
     /// Attempts that failed, in the order of [`REASONS`].
@@ -73,6 +75,8 @@ pub struct Counters {
     pub webhook_full: AtomicU64,
     /// Times that an attempt was ready while the agent had as many under way as it may.
     pub agent_full: AtomicU64,
+    /// Times that an attempt was ready and had to leave the places that are left to receivers that answered last time.
+    pub reserved_full: AtomicU64,
     /// Dead letters that expired.
     pub expired: AtomicU64,
     /// Attempts that failed, in the order of [`REASONS`].
@@ -113,6 +117,7 @@ impl Counters {
         add(&self.not_made, tally.not_made);
         add(&self.webhook_full, tally.webhook_full);
         add(&self.agent_full, tally.agent_full);
+        add(&self.reserved_full, tally.reserved_full);
         add(&self.expired, tally.expired);
         for (counter, count) in self.failed.iter().zip(tally.failed) {
             add(counter, count);

@@ -34,6 +34,8 @@ pub struct Limits {
     pub bytes: usize,
     /// Attempts under way.
     pub attempts: usize,
+    /// So many of them only for webhooks whose receiver answered last time.
+    pub reserved: usize,
     /// How long attempts under way may still take when a shard is released; then they are cut, and repeated by the next owner.
     pub grace: Duration,
     /// A webhook is suspended when it has only failed for so long.
@@ -45,12 +47,13 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 64 MiB, 8,192 attempts (each is a socket and some 50 KB), 800 ms (a receiver that is well answers in that time, and a shard is handed over within
+    /// 64 MiB, 12,288 attempts (each is a socket and some 50 KB), of which ten thousand receivers that never answer leave a sixth, 800 ms (a receiver that is well answers in that time, and a shard is handed over within
     /// a second).
     fn default() -> Self {
         Self {
             bytes: 64 << 20,
-            attempts: 8192,
+            attempts: 12 * 1024,
+            reserved: 2 * 1024,
             grace: Duration::from_millis(800),
             suspend_after: SUSPEND_AFTER,
             dead_letter_retention: DEAD_LETTER_RETENTION,

@@ -66,11 +66,11 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Room for a hundred dead webhooks that hold their 32 requests until the timeout, next to those that live; as many idle connections
-    /// to a host as requests may be under way to it, so that none is opened again under a steady load.
+    /// Room for all attempts of an agent and whatever else it asks: which of them may be made is decided before; as many idle connections to a host as
+    /// requests may be under way to it, so that none is opened again under a steady load.
     fn default() -> Self {
         Self {
-            in_flight: 4096,
+            in_flight: 16 * 1024,
             in_flight_per_host: 256,
             idle: 2048,
             idle_per_host: 256,

@@ -119,9 +119,12 @@ impl<'a, 'r> Drawing<'a, 'r> {
                 if self.room.ops == 0 {
                     return false;
                 }
-                self.room.ops -= 1;
                 self.notes.remove(key);
-                self.discarded.push(key.clone());
+                // What was noted in between is gone as well: no key is touched twice.
+                if !self.discarded.contains(key) {
+                    self.room.ops -= 1;
+                    self.discarded.push(key.clone());
+                }
                 true
             }
             Record::Note(key, value) => {

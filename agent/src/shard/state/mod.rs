@@ -7,9 +7,10 @@ pub mod marks;
 mod numbers;
 mod ordered;
 mod outcome;
+mod runnable;
 mod start;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
 use self::marks::{Mark, Marks};
-use self::numbers::Numbers;
+use self::{numbers::Numbers, runnable::Runnable};
 use crate::shard::counters::Tally;
 use crate::shard::delivery::{
     Delivery, Destination, Effects, End, Known, Load, Moved, Place, Record, Source, SourceId,
@@ -76,7 +77,7 @@ pub struct State {
     lanes: Vec<Option<Lane>>,
     vacant_lanes: Vec<usize>,
     by_webhook: BTreeMap<(AccountId, WebhookId), usize>,
-    runnable: VecDeque<usize>,
+    runnable: Runnable,
     alarms: BTreeSet<(Timestamp, usize)>,
     flights: Vec<Option<Flight>>,
     vacant_flights: Vec<usize>,
@@ -107,7 +108,7 @@ impl State {
             lanes: Vec::new(),
             vacant_lanes: Vec::new(),
             by_webhook: BTreeMap::new(),
-            runnable: VecDeque::new(),
+            runnable: Runnable::default(),
             alarms: BTreeSet::new(),
             flights: Vec::new(),
             vacant_flights: Vec::new(),
@@ -134,11 +135,6 @@ impl State {
     /// Sources with deliveries that have not ended.
     pub fn open_sources(&self) -> usize {
         self.open.len()
-    }
-
-    /// Something may be ready to be started.
-    pub fn has_runnable(&self) -> bool {
-        !self.runnable.is_empty()
     }
 
     /// When time alone will change something.
@@ -444,7 +440,11 @@ impl State {
         if let Some(at) = self.by_webhook.get(&name) {
             return *at;
         }
-        let lane = Some(Lane::new(account.clone(), webhook.clone()));
+        let mut lane = Lane::new(account.clone(), webhook.clone());
+        if self.runnable.recalls(&name) {
+            lane.breaker.trust();
+        }
+        let lane = Some(lane);
         let at = self.vacant_lanes.pop().unwrap_or(self.lanes.len());
         match self.lanes.get_mut(at) {
             Some(slot) => *slot = lane,
@@ -475,7 +475,7 @@ impl State {
         };
         if !lane.queued && lane.can_start(now) {
             lane.queued = true;
-            self.runnable.push_back(at);
+            self.runnable.push(at, lane.breaker.is_proven());
         }
         let alarm = lane.next_alarm(now);
         if alarm != lane.alarm {
@@ -489,6 +489,7 @@ impl State {
         }
         if lane.is_idle() {
             let name = (lane.account.clone(), lane.webhook.clone());
+            self.runnable.remember(&name, lane.breaker.is_proven());
             self.by_webhook.remove(&name);
             if let Some(slot) = self.lanes.get_mut(at) {
                 *slot = None;

@@ -12,9 +12,14 @@ use super::{AGE, AttemptId, EXPIRED, Flight, Start, State};
 use crate::shard::delivery::{Delivery, Effects};
 
 impl State {
-    /// The next attempt to be made, lanes taking turns; `None` if there is none now.
-    pub fn start(&mut self, now: Timestamp, effects: &mut Effects) -> Option<Start> {
-        while let Some(at) = self.runnable.pop_front() {
+    /// Something may be ready to be started, as [`State::start`] is asked.
+    pub fn has_runnable(&self, doubtful: bool) -> bool {
+        self.runnable.has(doubtful)
+    }
+
+    /// The next attempt to be made, lanes taking turns; `None` if there is none now. Unless `doubtful`, none to a receiver that did not answer last time.
+    pub fn start(&mut self, now: Timestamp, doubtful: bool, effects: &mut Effects) -> Option<Start> {
+        while let Some(at) = self.runnable.pop(doubtful) {
             let mut started = None;
             if let Some(lane) = self.lane(at) {
                 lane.queued = false;

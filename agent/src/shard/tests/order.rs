@@ -309,7 +309,7 @@ impl World {
     /// Does what the shell does after every step.
     fn pump(&mut self) {
         self.record();
-        while let Some(start) = self.state.start(self.now, &mut self.effects) {
+        while let Some(start) = self.state.start(self.now, true, &mut self.effects) {
             self.record();
             self.judge(&start);
             self.flights.push((start.attempt, start));

@@ -289,7 +289,7 @@ impl World {
         for (revision, key) in std::mem::take(&mut self.queue) {
             self.take_in(key, Place::Queue(revision));
         }
-        while let Some(start) = self.state.start(self.now, &mut self.effects) {
+        while let Some(start) = self.state.start(self.now, true, &mut self.effects) {
             let names = Self::names(&start);
             let hook = self.hooks.iter().find(|(hook, _)| hook.id == start.webhook.id).unwrap();
             assert!(

@@ -1,55 +1,48 @@
 //! The task of one shard: feeds the state, makes the attempts it asks for, hands its records to the ledger.
 
 mod arrivals;
+mod attempts;
 mod find;
 mod intake;
 mod orders;
 mod singles;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
 use std::num::NonZeroU16;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use postrider_common::key::Key;
-use postrider_common::model::segment::Event;
 use postrider_common::planted::{self, Bug};
 use postrider_common::task;
 use postrider_common::time::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, broadcast, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::arrivals::Arrivals;
+use self::attempts::{PermitWait, wait};
 use self::orders::Orders;
 use self::singles::Singles;
 use super::Tenure;
 use super::budget::Purse;
-use super::counters::Counted;
+use super::counters::Tally;
 use super::delivery::{Effects, Known, Load};
 use super::feed::{self, Feed, Found, Got};
 use super::ledger::Pen;
 use super::shards::{Command, Shards};
-use super::state::{AttemptId, Start, State};
-use crate::attempt::{Attempt, Evidence, Made, Outcome, Sent};
+use super::state::{AttemptId, State};
+use crate::attempt::Made;
 use crate::catalog::Changed;
+use crate::history::Journal;
 use crate::history::ration::Ration;
-use crate::history::{Journal, seen};
 use crate::suspension;
 
 /// The longest sleep: the wall clock may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
-
-/// When to look again after the lease was not certain to live: its keep-alive answers within some milliseconds, or it is lost.
-const UNSAFE_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a shard that is given up waits for its progress to be written. A store that takes nothing, full or away, must not keep the shard from
 /// everybody; what is not written by then is repeated by the next owner.
@@ -88,8 +81,6 @@ enum Of {
     /// The queue: which of the reads, in the order of acceptance.
     Queue(u64),
 }
-
-type PermitWait = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
 
 pub(super) struct Worker {
     shards: Shards,
@@ -337,108 +328,6 @@ impl Worker {
         Instant::now() + pause
     }
 
-    fn start_attempts(&mut self, now: Timestamp) {
-        if !self.state.has_runnable() {
-            self.permit = None;
-            self.permit_wait = None;
-            return;
-        }
-        if !self.tenure.lease.is_safe() {
-            self.look_at = Some(now + UNSAFE_PAUSE);
-            return;
-        }
-        while self.state.has_runnable() && self.permit_wait.is_none() && self.pen.may_start() {
-            let attempts = &self.shards.attempts;
-            let Some(permit) = self.permit.take().or_else(|| attempts.clone().try_acquire_owned().ok()) else {
-                self.permit_wait = Some(Box::pin(attempts.clone().acquire_owned()));
-                self.state.tally.agent_full += 1;
-                return;
-            };
-            match self.state.start(now, &mut self.effects) {
-                Some(start) => self.launch(start, permit),
-                None => return,
-            }
-        }
-        // One that came after a wait is not kept while it cannot be used.
-        self.permit = None;
-    }
-
-    fn launch(&mut self, start: Start, permit: OwnedSemaphorePermit) {
-        let id = start.attempt;
-        let sender = self.shards.deps.sender.clone();
-        let counted = Counted::new(self.shards.counters.clone(), |counters| &counters.in_flight);
-        let attempt = Attempt {
-            id: start.id,
-            webhook: start.webhook,
-            events: start.events.into_iter().map(sent).collect(),
-            number: start.number,
-            sequence: start.sequence,
-        };
-        let life = self.tenure.lease.life().clone();
-        // Asked anew at every step of the attempt: a process that was stopped and goes on after its lease has run out sends nothing more.
-        let over = poll_fn(move |_| if life.is_safe() { Poll::Pending } else { Poll::Ready(()) });
-        let now = self.now();
-        let not_made = move |why: &str| Made {
-            outcome: Outcome::NotMade { why: why.to_owned() },
-            evidence: Evidence::none(now),
-        };
-        self.attempts.spawn(async move {
-            let (_permit, _counted) = (permit, counted);
-            let made = tokio::select! {
-                biased;
-                () = over => not_made("the lease is not certain to live"),
-                made = AssertUnwindSafe(sender.send(attempt)).catch_unwind() => {
-                    made.unwrap_or_else(|_| not_made("the attempt panicked"))
-                }
-            };
-            (id, made)
-        });
-    }
-
-    /// Takes in all attempts that have ended: one wake-up is often for several.
-    fn attempts_ended(&mut self, first: Result<(AttemptId, Made), tokio::task::JoinError>) {
-        let now = self.now();
-        let mut next = Some(first);
-        while let Some(ended) = next {
-            match ended {
-                Ok((id, made)) => self.attempt_ended(id, made, now),
-                Err(error) if error.is_cancelled() => {}
-                Err(error) => tracing::error!(%error, shard = %self.tenure.shard, "an attempt was lost"),
-            }
-            next = self.attempts.try_join_next();
-        }
-    }
-
-    /// Takes in an attempt that has ended. Its outcome decides what follows; its evidence is for people.
-    fn attempt_ended(&mut self, id: AttemptId, made: Made, now: Timestamp) {
-        let Made { outcome, evidence } = made;
-        let fraction = match &outcome {
-            Outcome::Failed { .. } | Outcome::Partial { .. } => self.shards.deps.entropy.fraction(),
-            Outcome::NotMade { why } => {
-                tracing::warn!(why, shard = %self.tenure.shard, "an attempt could not be made");
-                0.0
-            }
-            Outcome::Delivered { .. } => {
-                self.effects.leaves_out_successes = !self.tells_success(now);
-                0.0
-            }
-        };
-        let told = self.state.ended(id, outcome, now, fraction, &mut self.effects);
-        if let Some(entry) = told.and_then(|place| self.effects.history.entry_mut(place)) {
-            seen::complete(entry, evidence);
-        }
-    }
-
-    /// Whether the history has room for another success.
-    fn tells_success(&mut self, now: Timestamp) -> bool {
-        let Some((ration, refilled)) = &mut self.successes else {
-            return false;
-        };
-        ration.refill(now.saturating_since(*refilled));
-        *refilled = now;
-        ration.affords_success()
-    }
-
     fn changed(&mut self, changed: Result<Changed, RecvError>) {
         let now = self.now();
         let names = match changed {
@@ -478,21 +367,9 @@ impl Worker {
                 tenure: self.tenure.clone(),
             });
         }
-        self.shards.counters.add(&std::mem::take(&mut self.state.tally));
-    }
-}
-
-fn sent(event: Arc<Event>) -> Sent {
-    Sent {
-        // A source's events all have one: see `Source::new`.
-        event_info: event.event_info.clone().unwrap_or_default(),
-        event,
-    }
-}
-
-async fn wait(permit: &mut Option<PermitWait>) -> Result<OwnedSemaphorePermit, AcquireError> {
-    match permit {
-        Some(permit) => permit.await,
-        None => std::future::pending().await,
+        let tally = std::mem::take(&mut self.state.tally);
+        if tally != Tally::default() {
+            self.shards.counters.add(&tally);
+        }
     }
 }

@@ -25,7 +25,7 @@ fn records_of_deliveries_free_their_memory_when_they_are_over_and_not_before_the
     world.publish(2, 1);
     let (revision, key) = world.queue.remove(0);
     world.take_in(key, Place::Queue(revision));
-    let starts: Vec<Start> = std::iter::from_fn(|| world.state.start(world.now, &mut world.effects)).collect();
+    let starts: Vec<Start> = std::iter::from_fn(|| world.state.start(world.now, true, &mut world.effects)).collect();
     let delivered = Outcome::Delivered { status: 200 };
     world
         .state

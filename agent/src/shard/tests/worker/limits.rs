@@ -65,6 +65,7 @@ async fn attempts_beyond_those_of_an_agent_wait_are_counted_and_made() {
     world.put_webhook(&webhook("b")).await;
     let limits = Limits {
         attempts: 3,
+        reserved: 0,
         ..Limits::default()
     };
     let agent = world.agent_with(1, limits).await;

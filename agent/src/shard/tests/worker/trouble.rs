@@ -448,3 +448,46 @@ async fn a_segment_of_a_later_version_is_left_as_it_is_for_an_agent_that_can_rea
     assert!(received.values().all(|times| *times == 1));
     running.release().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn receivers_that_never_answer_leave_room_for_those_that_do() {
+    let mut world = World::new();
+    let silent: Vec<String> = (0..40).map(|number| format!("silent-{number}")).collect();
+    let mut at_least = world.put_webhook(&webhook("well")).await;
+    for id in &silent {
+        at_least = world.put_webhook(&webhook(id)).await;
+    }
+    // Until the test is over, and as if that were no failure, so that only the lack of an answer tells them apart.
+    world.receiver.answers(|call| {
+        let pause = if call.0 == "well" { 5 } else { 3_600_000 };
+        (Duration::from_millis(pause), DELIVERED)
+    });
+    let limits = Limits {
+        attempts: 12,
+        reserved: 2,
+        ..Limits::default()
+    };
+    let agent = world.agent_with(1, limits).await;
+    let running = agent.take(&world, SHARD).await;
+    world.publish_some(SHARD, "first", 1, &["well"], at_least).await;
+    world.done(SHARD).await;
+    let silent: Vec<&str> = silent.iter().map(String::as_str).collect();
+    world.publish_some(SHARD, "noise", 3, &silent, at_least).await;
+    world
+        .eventually("the silent have all that they may have", async || {
+            world.receiver.attempts() == 11
+        })
+        .await;
+    world.publish_some(SHARD, "next", 100, &["well"], at_least).await;
+    let began = Instant::now();
+    world
+        .eventually("the other's events arrive", async || {
+            world.receiver.received().len() == 101
+        })
+        .await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(world.receiver.attempts(), 111);
+    let held_back = &agent.shards.counters().reserved_full;
+    assert!(held_back.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    drop(running);
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use postrider_common::id::{AccountId, Uid, WebhookId};
 use postrider_common::key;
 use postrider_common::model::webhook::Webhook;
+use postrider_common::planted::{self, Bug};
 use postrider_common::store::{Change, Entry, Revision, SharedStore};
 use postrider_common::task;
 use postrider_common::wire::stored;
@@ -86,7 +87,7 @@ impl Stored {
 
     fn known_as(&self, uid: &Uid) -> Known {
         match self.known() {
-            Known::Found(webhook, _) if webhook.uid != *uid => Known::Replaced,
+            Known::Found(webhook, _) if webhook.uid != *uid && !planted::is(Bug::NamesakeServed) => Known::Replaced,
             known => known,
         }
     }
@@ -221,6 +222,7 @@ impl Shared {
                             view.put(name.clone(), stored);
                             changed.push(name);
                         }
+                        Change::Delete(_) if planted::is(Bug::DeletedServed) => {}
                         Change::Delete(key) => {
                             let Some(name) = key::parse_webhook(&key) else { continue };
                             view.webhooks.remove(&name);

@@ -41,8 +41,7 @@ use super::shards::{Command, Shards};
 use super::state::{AttemptId, Start, State};
 use crate::attempt::{Attempt, Evidence, Made, Outcome, Sent};
 use crate::catalog::Changed;
-use crate::history::ration::Ration;
-use crate::history::{Journal, seen};
+use crate::history::{Journal, ration::Ration, seen};
 use crate::suspension;
 
 /// The longest sleep: the wall clock may be set meanwhile.
@@ -440,8 +439,9 @@ impl Worker {
 
     fn changed(&mut self, changed: Result<Changed, RecvError>) {
         let now = self.now();
+        self.webhook_replaced(changed.as_ref().ok());
         let names = match changed {
-            Ok(Changed::One(name)) => vec![name],
+            Ok(Changed::One(name) | Changed::Replaced(name)) => vec![name],
             Ok(Changed::All) | Err(RecvError::Lagged(_)) => {
                 let lanes = self.state.lanes();
                 lanes.map(|lane| (lane.account.clone(), lane.webhook.clone())).collect()

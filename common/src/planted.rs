@@ -52,11 +52,21 @@ pub enum Bug {
     SentTooLate,
     /// What is parked while dead letters are put back counts as one of these.
     RevivedTakenForOwn,
+    /// A webhook gets what its filter does not let through.
+    FilterIgnored,
+    /// A webhook that was deleted is served.
+    DeletedServed,
+    /// A webhook gets what was accepted for another that had its name.
+    NamesakeServed,
+    /// A store that says that it is full is believed that nothing was done.
+    FullBelieved,
+    /// What a full store refused counts as done.
+    FullTakenForDone,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::WatchFromNow,
         Self::CompactionIgnored,
         Self::NoEpochGuard,
@@ -79,6 +89,11 @@ impl Bug {
         Self::SentTooEarly,
         Self::SentTooLate,
         Self::RevivedTakenForOwn,
+        Self::FilterIgnored,
+        Self::DeletedServed,
+        Self::NamesakeServed,
+        Self::FullBelieved,
+        Self::FullTakenForDone,
     ];
 }
 

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use postrider_common::entropy::SystemEntropy;
@@ -12,7 +11,8 @@ use postrider_common::store::etcd::{EtcdConfig, EtcdStore};
 use postrider_common::store::memory::MemoryStore;
 use postrider_common::task::Group;
 
-use crate::etcd::{Member, Mishaps};
+use crate::etcd::Member;
+use crate::mishaps::Mishaps;
 use crate::net::{self, SimDialer, elapsed};
 use crate::plan::{Dice, Host, Plan};
 use crate::run::run;
@@ -62,10 +62,7 @@ fn laws() {
                 store: store.clone(),
                 entropy: Arc::new(SystemEntropy::seeded(1)),
                 witness: Arc::new(|_, _, _| {}),
-                mishaps: Arc::new(Mishaps {
-                    on: AtomicBool::new(false),
-                    dice: Dice::new(1, 3),
-                }),
+                mishaps: Arc::new(Mishaps::new(Dice::new(1, 3))),
                 tasks: Group::default(),
             };
             async move {

@@ -3,33 +3,22 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use postrider_proto::v1::{
-    CancelDeliveryRequest, CreateAccountRequest, CreateWebhookRequest, Event, PublishResponse,
-    RedriveDeadLettersRequest, RotateSigningSecretRequest, UpdateWebhookRequest, Webhook,
-};
-use postrider_tests::client::{Client, event, may_be_sent_again, request_id};
+use postrider_proto::v1::{CreateAccountRequest, CreateWebhookRequest, Event, PublishRequest, PublishResponse};
+use postrider_tests::client::{Client, may_be_sent_again, request_id};
 use postrider_tests::wait::simulated;
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
-use crate::forms::{ACCOUNT, form, moment, name, shard_of, url};
+use crate::forms::{ACCOUNT, form, name, sent, shard_of};
 use crate::net::{self, elapsed};
-use crate::plan::{Act, Dice, Host, Order, Plan};
-use crate::world::{Published, Span, World};
-
-/// How an answer begins that says that a command is durable, though not carried out yet.
-const STORED: &str = "the command is stored";
+use crate::plan::{Dice, Host, Order, Plan};
+use crate::world::{Life, Published, World};
 
 /// Pause before a call is made again.
 const PAUSE: Duration = Duration::from_millis(150);
 
 /// How long a call is made again and again.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long an agent may work by what it knew before: until its lease is not safe any more, its last requests have ended, and its watch has caught up.
-const LAG: Duration = Duration::from_secs(9);
-
-/// The same where agents are never cut off from the store.
-const GENTLE_LAG: Duration = Duration::from_secs(4);
 
 /// Does all that a plan says; what goes wrong is noted as a failure.
 pub(crate) async fn drive(plan: &Plan, world: &World) {
@@ -68,6 +57,7 @@ impl Driver<'_> {
             .chain(acted)
             .chain([audited])
             .collect::<Result<Vec<()>, String>>()?;
+        self.publish_last().await?;
         self.calm().await?;
         self.dump().await
     }
@@ -101,7 +91,7 @@ impl Driver<'_> {
                 .cloned()
                 .ok_or("no control plane")?;
             match call(client).await {
-                Err(status) if may_be_sent_again(&status) && !status.message().starts_with(STORED) => {
+                Err(status) if (may_be_sent_again(&status) || is_full(&status)) && !is_stored(&status) => {
                     if elapsed() > end {
                         return Err(format!("{what}: no answer in {PATIENCE:?}, at last {status:?}"));
                     }
@@ -136,7 +126,7 @@ impl Driver<'_> {
             let create = CreateWebhookRequest {
                 parent: format!("accounts/{ACCOUNT}"),
                 webhook_id: format!("w{number}"),
-                webhook: Some(form(number, hook)),
+                webhook: Some(form(number, hook, 0, "")),
                 request_id: request_id(2 + number as u64),
                 validate_only: false,
             };
@@ -146,19 +136,18 @@ impl Driver<'_> {
             })
             .await?;
             self.world.seen().shards.push(shard_of(number, self.plan.shards)?);
-            let secret = if hook.signed {
+            self.world.seen().lives.push(vec![Life::default()]);
+            if hook.signed {
                 let client = self.clients.first().ok_or("no control plane")?;
-                vec![client.signing_secret(&name(number)).await]
-            } else {
-                Vec::new()
-            };
-            self.world.seen().secrets.push(secret);
+                let secret = client.signing_secret(&name(number)).await;
+                self.world.seen().secrets.insert((number, 0), vec![secret]);
+            }
         }
         // Everywhere, so that it is known what each event is accepted for.
         for (number, client) in self.clients.iter().enumerate() {
             let wanted = i32::try_from(self.plan.hooks.len()).unwrap_or(0);
             let end = elapsed() + PATIENCE;
-            while client.matches(ACCOUNT, "E").await.ok() != Some(wanted) {
+            while self.probe(client).await != Some(wanted) {
                 if elapsed() > end {
                     return Err(format!("control plane {number} does not know the webhooks"));
                 }
@@ -168,80 +157,99 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Publishes one request after the other, each until it is accepted.
+    /// How many webhooks an event that all of them want would match. Publishes nothing.
+    async fn probe(&self, client: &Client) -> Option<i32> {
+        let probe = Published {
+            key: "probe".to_owned(),
+            ..Published::default()
+        };
+        let request = PublishRequest {
+            parent: format!("accounts/{ACCOUNT}"),
+            events: vec![sent(&probe)],
+            validate_only: true,
+            ..PublishRequest::default()
+        };
+        let answer = client.publishing().publish(request).await.ok()?.into_inner();
+        answer.events.first().map(|event| event.matched_webhooks)
+    }
+
+    /// Publishes one request after the other.
     async fn publish(&self, publisher: usize) -> Result<(), String> {
         let dice = Dice::new(self.plan.seed, 100 + publisher as u64);
+        let pace = u64::try_from(self.plan.storm.as_millis()).unwrap_or(1) / self.plan.requests as u64;
+        for request in 0..self.plan.requests {
+            self.publish_request(&dice, publisher, request).await?;
+            simulated(dice.millis(0, pace * 2)).await;
+        }
+        Ok(())
+    }
+
+    /// Publishes once more when there is no trouble any more and everybody knows the webhooks that came into being in it.
+    async fn publish_last(&self) -> Result<(), String> {
+        let known = self.world.seen().lives.iter().flatten().map(|life| life.known).max();
+        let Some(known) = known.filter(|known| *known > Duration::ZERO) else {
+            return Ok(());
+        };
+        simulated(known.saturating_sub(elapsed())).await;
+        let dice = Dice::new(self.plan.seed, 99);
+        self.publish_request(&dice, 0, self.plan.requests).await
+    }
+
+    /// Publishes one request: until it is accepted, or, now and then, once.
+    async fn publish_request(&self, dice: &Dice, publisher: usize, request: usize) -> Result<(), String> {
         // An event that has expired blocks an order until somebody cancels it.
         let may_expire = self
             .plan
             .hooks
             .iter()
             .all(|hook| hook.order == Order::None || hook.dead_letters);
-        let pace = u64::try_from(self.plan.storm.as_millis()).unwrap_or(1) / self.plan.requests as u64;
-        for request in 0..self.plan.requests {
-            let count = 1 + dice.below(4);
-            let mut events = Vec::with_capacity(count);
-            let mut published = Vec::with_capacity(count);
-            for index in 0..count {
-                let one = Published {
-                    id: format!("e{}", publisher * 10_000 + request * 10 + index + 1),
-                    publisher,
-                    key: if dice.chance(0.15) {
-                        String::new()
-                    } else {
-                        format!("k{publisher}-{}", dice.below(3))
-                    },
-                    not_before: dice.chance(0.05).then(|| elapsed() + dice.millis(1_000, 4_000)),
-                    expires: (may_expire && dice.chance(0.05)).then(|| elapsed() + dice.millis(6_000, 9_000)),
-                };
-                events.push(Event {
-                    ordering_key: one.key.clone(),
-                    not_before_time: one.not_before.map(moment),
-                    expire_time: one.expires.map(moment),
-                    ..event(&one.id, "E", format!(r#"{{"number":{index},"text":"{}"}}"#, one.id))
-                });
-                published.push(one);
+        let event = |number| Published {
+            id: format!("e{}", publisher * 10_000 + request * 10 + number + 1),
+            publisher,
+            number,
+            key: if dice.chance(0.15) {
+                String::new()
+            } else {
+                format!("k{publisher}-{}", dice.below(3))
+            },
+            not_before: dice.chance(0.05).then(|| elapsed() + dice.millis(1_000, 4_000)),
+            expires: (may_expire && dice.chance(0.05)).then(|| elapsed() + dice.millis(6_000, 9_000)),
+            asked: elapsed(),
+            told: None,
+        };
+        let published: Vec<Published> = (0..=dice.below(4)).map(event).collect();
+        let events: Vec<Event> = published.iter().map(sent).collect();
+        let first = dice.below(self.clients.len());
+        if dice.chance(0.15) {
+            return self.publish_once(&events, first, published).await;
+        }
+        let id = request_id(10_000 + (publisher * 1_000 + request) as u64);
+        let Some(accepted) = self.publish_one(&events, &id, first).await? else {
+            self.world.seen().doubtful.extend(published);
+            return Ok(());
+        };
+        self.world.note(format_args!(
+            "accepted {:?}",
+            published.iter().map(|one| &one.id).collect::<Vec<_>>()
+        ));
+        self.accepted(published, &accepted)?;
+        if dice.chance(0.2) {
+            let again = self.publish_one(&events, &id, first + 1).await?;
+            if let Some(again) = again.filter(|again| !again.duplicate || again.events != accepted.events) {
+                return Err(format!("a repeated request is answered {again:?}, not {accepted:?}"));
             }
-            let id = request_id(10_000 + (publisher * 1_000 + request) as u64);
-            let first = dice.below(self.clients.len());
-            if dice.chance(0.15) {
-                self.publish_once(&events, first, published).await?;
-                simulated(dice.millis(0, pace * 2)).await;
-                continue;
-            }
-            let Some(accepted) = self.publish_one(&events, &id, first).await? else {
-                self.world
-                    .seen()
-                    .doubtful
-                    .extend(published.into_iter().map(|event| event.id));
-                continue;
-            };
-            self.world.note(format_args!(
-                "accepted {:?}",
-                published.iter().map(|one| &one.id).collect::<Vec<_>>()
-            ));
-            self.world.seen().published.extend(published);
-            if dice.chance(0.2) {
-                let again = self.publish_one(&events, &id, first + 1).await?;
-                if let Some(again) = again.filter(|again| !again.duplicate || again.events != accepted.events) {
-                    return Err(format!("a repeated request is answered {again:?}, not {accepted:?}"));
-                }
-            }
-            simulated(dice.millis(0, pace * 2)).await;
         }
         Ok(())
     }
 
-    /// Publishes without a request id: what is not answered may be accepted or not.
+    /// Publishes without a request id: what is not answered may be accepted or not; what is refused is not.
     async fn publish_once(&self, events: &[Event], first: usize, published: Vec<Published>) -> Result<(), String> {
         let client = self.clients.get(first).cloned().ok_or("no control plane")?;
         match client.try_publish(ACCOUNT, events.to_vec(), "").await {
-            Ok(_) => self.world.seen().published.extend(published),
+            Ok(accepted) => self.accepted(published, &accepted)?,
+            Err(status) if is_full(&status) => {}
             Err(status) if may_be_sent_again(&status) || status.message().contains("h2 protocol error") => {
-                self.world
-                    .seen()
-                    .doubtful
-                    .extend(published.into_iter().map(|event| event.id));
+                self.world.seen().doubtful.extend(published);
             }
             Err(status) => return Err(format!("publishing: {status:?}")),
         }
@@ -256,152 +264,36 @@ impl Driver<'_> {
                 async move { client.try_publish(ACCOUNT, events, id).await }
             })
             .await?;
-        let accepted = match answer {
-            Ok(accepted) => accepted,
-            Err(status) if status.message().contains("must be in the future") => return Ok(None),
-            Err(status) => return Err(format!("publishing: {status:?}")),
-        };
-        let all = i32::try_from(self.plan.hooks.len()).unwrap_or(0);
-        if accepted.events.len() != events.len() || accepted.events.iter().any(|event| event.matched_webhooks != all) {
-            return Err(format!("{} events were accepted as {accepted:?}", events.len()));
+        match answer {
+            Ok(accepted) => Ok(Some(accepted)),
+            Err(status) if status.message().contains("must be in the future") => Ok(None),
+            Err(status) => Err(format!("publishing: {status:?}")),
         }
-        Ok(Some(accepted))
     }
 
-    async fn act(&self, at: Duration, act: Act) -> Result<(), String> {
-        simulated(at.saturating_sub(elapsed())).await;
-        self.world.note(format_args!("{act:?}"));
-        let lag = if self.plan.gentle { GENTLE_LAG } else { LAG };
-        match act {
-            Act::Retire(hook, lasts) => {
-                self.update(hook, &["active"], |webhook| webhook.active = Some(false))
-                    .await?;
-                let from = elapsed() + lag;
-                simulated(lasts).await;
-                let until = Some(elapsed());
-                self.world.seen().retired.push(Span { hook, from, until });
-                self.update(hook, &["active"], |webhook| webhook.active = Some(true))
-                    .await?;
-            }
-            Act::Touch(hook) => {
-                self.update(hook, &["description"], |webhook| {
-                    webhook.description = "touched".to_owned()
-                })
-                .await?;
-            }
-            Act::Move(hook) => {
-                self.update(hook, &["target_url"], |webhook| webhook.target_url = url(hook, 1))
-                    .await?;
-                let from = elapsed() + lag;
-                self.world.seen().moved.push(Span {
-                    hook,
-                    from,
-                    until: None,
-                });
-            }
-            Act::Rotate(hook) => self.rotate(hook).await?,
-            Act::Redrive(hook) => {
-                let request = RedriveDeadLettersRequest {
-                    parent: name(hook),
-                    ..RedriveDeadLettersRequest::default()
-                };
-                self.world.seen().redriven.insert(hook);
-                let answer = self
-                    .attempt("redriving", 0, |client| {
-                        let request = request.clone();
-                        async move { client.deliveries().redrive_dead_letters(request).await }
-                    })
-                    .await?;
-                if let Err(status) = answer
-                    && !status.message().starts_with(STORED)
-                {
-                    return Err(format!("redriving: {status:?}"));
-                }
-            }
-            Act::Cancel(hook, ago) => {
-                let id = {
-                    let seen = self.world.seen();
-                    seen.published.iter().rev().nth(ago).map(|event| event.id.clone())
-                };
-                let Some(id) = id else { return Ok(()) };
-                // Before it is asked: an answer that is lost may have been a yes.
-                self.world.seen().cancelled.insert((hook, id.clone()));
-                let request = CancelDeliveryRequest {
-                    name: format!("{}/deliveries/{id}", name(hook)),
-                };
-                let answer = self
-                    .attempt("cancelling", 0, |client| {
-                        let request = request.clone();
-                        async move { client.deliveries().cancel_delivery(request).await }
-                    })
-                    .await?;
-                if let Err(status) = answer
-                    && !matches!(status.code(), Code::NotFound | Code::FailedPrecondition)
-                    && !status.message().starts_with(STORED)
-                {
-                    return Err(format!("cancelling {id}: {status:?}"));
-                }
-            }
+    /// Notes what a publisher was told.
+    fn accepted(&self, published: Vec<Published>, accepted: &PublishResponse) -> Result<(), String> {
+        if accepted.events.len() != published.len() {
+            return Err(format!("{} events were accepted as {accepted:?}", published.len()));
         }
+        let told = published.into_iter().zip(&accepted.events).map(|(event, told)| {
+            let webhooks = usize::try_from(told.matched_webhooks).unwrap_or(0);
+            let told = Some((elapsed(), webhooks));
+            Published { told, ..event }
+        });
+        self.world.seen().published.extend(told);
         Ok(())
     }
+}
 
-    async fn rotate(&self, hook: usize) -> Result<(), String> {
-        if !self.plan.hooks.get(hook).is_some_and(|hook| hook.signed) {
-            return Ok(());
-        }
-        let secret = format!("whsec_{}", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwd");
-        if let Some(secrets) = self.world.seen().secrets.get_mut(hook) {
-            secrets.insert(0, secret.clone());
-        }
-        let rotate = RotateSigningSecretRequest {
-            name: name(hook),
-            secret,
-            ..RotateSigningSecretRequest::default()
-        };
-        let answer = self
-            .attempt("rotating a secret", 0, |client| {
-                let rotate = rotate.clone();
-                async move { client.webhooks().rotate_signing_secret(rotate).await }
-            })
-            .await?;
-        match answer {
-            // Asked again after an answer that was lost: the secret is there already.
-            Err(status)
-                if !matches!(
-                    status.code(),
-                    Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists
-                ) =>
-            {
-                Err(format!("rotating a secret: {status:?}"))
-            }
-            _ => Ok(()),
-        }
-    }
+/// Whether a call was refused because the store is full, and the caller told when to try again.
+pub(crate) fn is_full(status: &Status) -> bool {
+    let details = status.get_error_details();
+    let said = details.error_info().is_some_and(|info| info.reason == "STORE_FULL");
+    said && status.code() == Code::ResourceExhausted && details.retry_info().is_some()
+}
 
-    pub(crate) async fn update(
-        &self,
-        hook: usize,
-        paths: &[&str],
-        change: impl Fn(&mut Webhook),
-    ) -> Result<(), String> {
-        let mut webhook = Webhook {
-            name: name(hook),
-            ..Webhook::default()
-        };
-        change(&mut webhook);
-        let request = UpdateWebhookRequest {
-            webhook: Some(webhook),
-            update_mask: Some(prost_types::FieldMask {
-                paths: paths.iter().map(|&path| path.to_owned()).collect(),
-            }),
-            validate_only: false,
-        };
-        self.call("updating a webhook", 0, |client| {
-            let request = request.clone();
-            async move { client.webhooks().update_webhook(request).await }
-        })
-        .await
-        .map(|_| ())
-    }
+/// Whether a command is durable, though it is not carried out yet.
+pub(crate) fn is_stored(status: &Status) -> bool {
+    status.message().starts_with("the command is stored")
 }

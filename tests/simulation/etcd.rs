@@ -1,21 +1,19 @@
 //! A small etcd: its gRPC services over the store in memory. Members share one state, as members of a healthy cluster seem to; it survives them all.
 //!
 //! What clients must cope with is as etcd does it: a watch from before the compaction is answered once and stays silent, a lease that is gone is
-//! answered with no time left, big revisions come in fragments, what is said of errors is said in etcd's words.
+//! answered with no time left, big revisions come in fragments, what is said of errors is said in etcd's words. What goes wrong in it is in `mishaps`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use etcd_client::proto::{
-    PbCompactionRequest, PbCompactionResponse, PbCompare, PbCompareTarget, PbDeleteRequest, PbDeleteResponse, PbEvent,
-    PbKeyValue, PbKvServer, PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest,
-    PbLeaseKeepAliveResponse, PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse,
-    PbLeaseServer, PbLeaseService, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbPutRequest, PbPutResponse,
-    PbRangeRequest, PbRangeResponse, PbRangeStreamResponse, PbResponseHeader, PbResponseOp, PbTargetUnion,
-    PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp, PbTxnResponse, PbWatchRequest, PbWatchRequestUnion,
-    PbWatchResponse, PbWatchServer, PbWatchService,
+    PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbEvent, PbKvServer, PbKvService,
+    PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse, PbLeaseLeasesRequest,
+    PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseServer, PbLeaseService,
+    PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse,
+    PbRangeStreamResponse, PbResponseOp, PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp, PbTxnResponse,
+    PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchServer, PbWatchService,
 };
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt as _};
@@ -23,32 +21,25 @@ use postrider_common::entropy::SharedEntropy;
 use postrider_common::key::Key;
 use postrider_common::store::memory::MemoryStore;
 use postrider_common::store::{
-    Change, Changes, Entry, Guard, LeaseError, LeaseId, ListRequest, NotApplied, Op, ReadError, Revision, Store as _,
-    WatchError, Write, WriteError,
+    Changes, Entry, LeaseError, LeaseId, ListRequest, Op, Revision, Store as _, WatchError, Write, WriteError,
 };
 use postrider_common::task::Group;
+use postrider_tests::wait::simulated;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::maintenance;
+use crate::messages::{event, guard, header, key, op, prefix_of, refused, stored, unread, unused, whole_seconds};
+use crate::mishaps::{Fate, Mishaps, Needs};
 use crate::net::{Accepted, Peer};
-use crate::plan::Dice;
 
 /// Answers that one stream may have waiting.
 const STREAM_DEPTH: usize = 16;
 
 /// Sees every write that was applied, and who sent it.
 pub(crate) type Witness = Arc<dyn Fn(IpAddr, &Write, Revision) + Send + Sync>;
-
-/// What happens to writes on the way, while it is switched on.
-pub(crate) struct Mishaps {
-    /// Whether it is.
-    pub(crate) on: AtomicBool,
-    /// Which ones.
-    pub(crate) dice: Dice,
-}
 
 /// One member.
 #[derive(Clone)]
@@ -59,7 +50,7 @@ pub(crate) struct Member {
     pub(crate) entropy: SharedEntropy,
     /// Sees what is written.
     pub(crate) witness: Witness,
-    /// What happens to writes.
+    /// What goes wrong.
     pub(crate) mishaps: Arc<Mishaps>,
     /// Its streams.
     pub(crate) tasks: Group,
@@ -78,7 +69,7 @@ impl Member {
             .add_service(PbKvServer::new(self.clone()))
             .add_service(PbWatchServer::new(self.clone()))
             .add_service(PbLeaseServer::new(self.clone()))
-            .add_service(maintenance::server(self.store))
+            .add_service(maintenance::server(self.store, self.mishaps))
             .serve_with_incoming(incoming)
             .await
     }
@@ -88,27 +79,36 @@ impl Member {
             guards: request.compare.iter().map(guard).collect::<Result<_, _>>()?,
             ops: request.success.into_iter().map(op).collect::<Result<_, _>>()?,
         };
-        let mishap = self
-            .mishaps
-            .on
-            .load(Ordering::Relaxed)
-            .then(|| self.mishaps.dice.below(100));
-        let timed_out = || Status::unavailable("etcdserver: request timed out");
-        match mishap {
-            Some(0..5) => return Err(timed_out()),
-            Some(5..8) => return Err(Status::unavailable("etcdserver: no leader")),
-            Some(_) | None => {}
+        let puts = write.ops.iter().any(|op| matches!(op, Op::Put { .. }));
+        let needs = if puts { Needs::Space } else { Needs::Transaction };
+        match self.mishaps.fate(needs) {
+            Fate::Usual => self.apply(peer, write).await,
+            Fate::Refused(status) => Err(status),
+            Fate::Denied(status) => {
+                // Whatever came of it.
+                let _ = self.apply(peer, write).await;
+                Err(status)
+            }
+            Fate::Late(status, after) => {
+                let member = self.clone();
+                self.tasks.spawn("late write", async move {
+                    member.mishaps.elected().await;
+                    simulated(after).await;
+                    let _ = member.apply(peer, write).await;
+                });
+                Err(status)
+            }
         }
+    }
+
+    async fn apply(&self, peer: IpAddr, write: Write) -> Result<PbTxnResponse, Status> {
         let (succeeded, at) = match self.store.write(write.clone()).await {
             Ok(at) => {
                 (self.witness)(peer, &write, at);
-                if matches!(mishap, Some(8..14)) {
-                    return Err(timed_out());
-                }
                 (true, at)
             }
             Err(WriteError::Conflict) => (false, Revision::default()),
-            Err(WriteError::Unknown(_)) => return Err(timed_out()),
+            Err(WriteError::Unknown(why)) => return Err(Status::unavailable(why)),
             Err(WriteError::NotApplied(why)) => return Err(refused(&why)),
         };
         Ok(PbTxnResponse {
@@ -119,6 +119,8 @@ impl Member {
     }
 
     async fn read(&self, ops: &[PbTxnRequestOp]) -> Result<PbTxnResponse, Status> {
+        self.mishaps.led()?;
+        self.mishaps.takes_transactions()?;
         let mut keys = Vec::with_capacity(ops.len());
         for op in ops {
             match &op.request {
@@ -167,10 +169,16 @@ impl Member {
             Ok(watch) => watch,
             Err(error) => futures_util::stream::once(async { Err(error) }).boxed(),
         };
+        let mut leaders = self.mishaps.leaders();
         let mut goes_on = answers.send(Ok(created)).await.is_ok();
         while goes_on {
             tokio::select! {
                 biased;
+                Ok(()) = leaders.changed() => if !*leaders.borrow_and_update() && self.mishaps.ends_watch() {
+                    // Whoever reads no more needs no answer.
+                    let _ = answers.send(Err(Status::unavailable("etcdserver: no leader"))).await;
+                    return;
+                },
                 item = watch.next() => match item {
                     Some(Ok(changes)) => goes_on = self.show(changes, create.fragment, &answers).await,
                     Some(Err(WatchError::Compacted)) => {
@@ -242,6 +250,7 @@ impl Member {
 #[tonic::async_trait]
 impl PbKvService for Member {
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
+        self.mishaps.led()?;
         let request = request.into_inner();
         if request.range_end.is_empty() && request.revision == 0 {
             let (entry, at) = self.store.get(&key(&request.key)?).await.map_err(unread)?;
@@ -292,6 +301,7 @@ impl PbKvService for Member {
     }
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
+        self.mishaps.led()?;
         let at = Revision(request.into_inner().revision);
         self.store.compact(at).await.map_err(unread)?;
         Ok(Response::new(PbCompactionResponse { header: header(at) }))
@@ -317,6 +327,7 @@ impl PbWatchService for Member {
     type WatchStream = ReceiverStream<Result<PbWatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        self.mishaps.led()?;
         let (answers, stream) = mpsc::channel(STREAM_DEPTH);
         let watch = self.clone().follow(request.into_inner(), answers);
         self.tasks.spawn("watch", watch);
@@ -331,7 +342,14 @@ impl PbLeaseService for Member {
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
         let seconds = u64::try_from(request.into_inner().ttl).unwrap_or(1);
+        let fate = self.mishaps.fate(Needs::Space);
+        if let Fate::Refused(status) | Fate::Late(status, _) = fate {
+            return Err(status);
+        }
         let granted = self.store.grant(Duration::from_secs(seconds)).await.map_err(unread)?;
+        if let Fate::Denied(status) = fate {
+            return Err(status);
+        }
         Ok(Response::new(PbLeaseGrantResponse {
             header: header(self.revision().await),
             id: granted.id.0,
@@ -344,6 +362,7 @@ impl PbLeaseService for Member {
         &self,
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+        self.mishaps.led()?;
         let lease = LeaseId(request.into_inner().id);
         self.store.revoke(lease).await.map_err(unread)?;
         Ok(Response::new(PbLeaseRevokeResponse {
@@ -357,10 +376,13 @@ impl PbLeaseService for Member {
         &self,
         request: Request<Streaming<PbLeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        self.mishaps.led()?;
         let (answers, stream) = mpsc::channel(STREAM_DEPTH);
         let (member, mut requests) = (self.clone(), request.into_inner());
         self.tasks.spawn("keep-alives", async move {
             while let Ok(Some(PbLeaseKeepAliveRequest { id })) = requests.message().await {
+                // Without a leader nobody answers.
+                member.mishaps.elected().await;
                 let ttl = match member.store.keep_alive(LeaseId(id)).await {
                     Ok(ttl) => whole_seconds(ttl),
                     Err(LeaseError::Gone) => 0,
@@ -388,110 +410,5 @@ impl PbLeaseService for Member {
 
     async fn lease_leases(&self, _: Request<PbLeaseLeasesRequest>) -> Result<Response<PbLeaseLeasesResponse>, Status> {
         Err(unused())
-    }
-}
-
-/// What nothing of Postrider calls.
-pub(crate) fn unused() -> Status {
-    Status::unimplemented("this etcd does not have it")
-}
-
-fn header(at: Revision) -> Option<PbResponseHeader> {
-    Some(PbResponseHeader {
-        revision: at.0,
-        ..PbResponseHeader::default()
-    })
-}
-
-fn whole_seconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
-}
-
-fn key(bytes: &[u8]) -> Result<Key, Status> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Status::invalid_argument("a key is text here"))?;
-    Ok(Key::from_stored(text))
-}
-
-/// The prefix that a range stands for; all ranges here do.
-fn prefix_of(start: &[u8], end: &[u8]) -> Result<Key, Status> {
-    let Some((last, before)) = end.split_last() else {
-        return key(start);
-    };
-    match last {
-        0 => Ok(Key::from_stored("")),
-        last => key(&[before, &[last - 1]].concat()),
-    }
-}
-
-fn guard(compare: &PbCompare) -> Result<Guard, Status> {
-    let key = key(&compare.key)?;
-    match (compare.target(), &compare.target_union) {
-        (PbCompareTarget::Create, Some(PbTargetUnion::CreateRevision(0))) => Ok(Guard::Absent(key)),
-        (PbCompareTarget::Create, Some(PbTargetUnion::CreateRevision(at))) => Ok(Guard::Created(key, Revision(*at))),
-        (PbCompareTarget::Mod, Some(PbTargetUnion::ModRevision(at))) => Ok(Guard::Modified(key, Revision(*at))),
-        _ => Err(Status::unimplemented(
-            "guards compare create and modification revisions",
-        )),
-    }
-}
-
-fn op(op: PbTxnRequestOp) -> Result<Op, Status> {
-    match op.request {
-        Some(PbTxnOpRequest::RequestPut(put)) => Ok(Op::Put {
-            key: key(&put.key)?,
-            value: put.value.into(),
-            lease: (put.lease != 0).then_some(LeaseId(put.lease)),
-        }),
-        Some(PbTxnOpRequest::RequestDeleteRange(delete)) => Ok(Op::delete(key(&delete.key)?)),
-        _ => Err(unused()),
-    }
-}
-
-fn stored(entry: Entry) -> PbKeyValue {
-    PbKeyValue {
-        key: entry.key.as_str().as_bytes().to_vec(),
-        value: entry.value.to_vec(),
-        create_revision: entry.create_revision.0,
-        mod_revision: entry.mod_revision.0,
-        version: 1,
-        lease: entry.lease.map_or(0, |lease| lease.0),
-    }
-}
-
-fn event(change: Change, at: Revision) -> PbEvent {
-    let (kind, kv) = match change {
-        Change::Put(entry) => (etcd_client::EventType::Put, stored(entry)),
-        Change::Delete(key) => {
-            let gone = PbKeyValue {
-                key: key.as_str().as_bytes().to_vec(),
-                mod_revision: at.0,
-                ..PbKeyValue::default()
-            };
-            (etcd_client::EventType::Delete, gone)
-        }
-    };
-    PbEvent {
-        r#type: kind as i32,
-        kv: Some(kv),
-        prev_kv: None,
-    }
-}
-
-fn unread(error: ReadError) -> Status {
-    match error {
-        ReadError::Compacted => Status::out_of_range("etcdserver: mvcc: required revision has been compacted"),
-        ReadError::Away(why) if why.contains("future") => {
-            Status::out_of_range("etcdserver: mvcc: required revision is a future revision")
-        }
-        ReadError::Away(why) => Status::unavailable(why),
-    }
-}
-
-fn refused(why: &NotApplied) -> Status {
-    match why {
-        NotApplied::LeaseGone => Status::not_found("etcdserver: requested lease not found"),
-        NotApplied::Full => Status::resource_exhausted("etcdserver: mvcc: database space exceeded"),
-        NotApplied::Away(_) => Status::unavailable("etcdserver: no leader"),
-        NotApplied::Invalid(why) => Status::invalid_argument(why.clone()),
     }
 }

@@ -6,14 +6,15 @@ use std::time::Duration;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::{key, shard};
 use postrider_proto::v1::{
-    DeliveryCounts, DeliveryOptions, RetryPolicy, Webhook, delivery_options, webhook as webhook_form,
+    AccountUsage, DeliveryCounts, DeliveryOptions, Event, NoAuth, RetryPolicy, SignatureAuth, Webhook, auth,
+    delivery_options, webhook as webhook_form,
 };
-use postrider_tests::client::{millis, no_auth, signature, webhook};
+use postrider_tests::client::{millis, webhook};
 
 use crate::net::wall;
-use crate::plan::{Hook, Host, Order, Sharing};
+use crate::plan::{Filter, Hook, Host, Order, Sharing};
 use crate::receiver::TIMEOUT;
-use crate::world::Counts;
+use crate::world::{Counts, Published};
 
 /// The account that everything is of.
 pub(crate) const ACCOUNT: &str = "acme";
@@ -31,7 +32,7 @@ pub(crate) fn name(hook: usize) -> String {
     format!("accounts/{ACCOUNT}/webhooks/w{hook}")
 }
 
-/// The listener URL of a webhook that was moved so many times.
+/// A listener URL of a webhook, by its number.
 pub(crate) fn url(hook: usize, place: usize) -> String {
     let host = Host::Receiver.ip();
     if place == 0 {
@@ -41,8 +42,48 @@ pub(crate) fn url(hook: usize, place: usize) -> String {
     }
 }
 
-/// A webhook as it is created.
-pub(crate) fn form(number: usize, hook: &Hook) -> Webhook {
+/// The number of the first listener URL of a webhook in one of its lives.
+pub(crate) const fn first_place(life: usize) -> usize {
+    life * 2
+}
+
+/// The life that a listener URL is of.
+pub(crate) const fn life_of(place: usize) -> usize {
+    place / 2
+}
+
+/// A filter as a webhook has it.
+const fn expression(filter: Filter) -> &'static str {
+    match filter {
+        Filter::NotTheSecond => "event.data.number != 1",
+        Filter::FirstTwo => "event.data.number < 2 && event.eventName == 'E'",
+        Filter::Keyed => "event.orderingKey != '' && event.data.number != 3",
+    }
+}
+
+/// Whether a webhook wants an event.
+pub(crate) fn wants(hook: &Hook, event: &Published) -> bool {
+    match hook.filter {
+        None => true,
+        Some(Filter::NotTheSecond) => event.number != 1,
+        Some(Filter::FirstTwo) => event.number < 2,
+        Some(Filter::Keyed) => !event.key.is_empty() && event.number != 3,
+    }
+}
+
+/// A published event as it is sent, with what filters ask for.
+pub(crate) fn sent(event: &Published) -> Event {
+    let body = format!(r#"{{"number":{},"text":"{}"}}"#, event.number, event.id);
+    Event {
+        ordering_key: event.key.clone(),
+        not_before_time: event.not_before.map(moment),
+        expire_time: event.expires.map(moment),
+        ..postrider_tests::client::event(&event.id, "E", body)
+    }
+}
+
+/// A webhook as it is created in one of its lives; signed with the secret, if it is to be signed with one that is known.
+pub(crate) fn form(number: usize, hook: &Hook, life: usize, secret: &str) -> Webhook {
     let order = match hook.order {
         Order::None => delivery_options::Ordering::None,
         Order::PerKey => delivery_options::Ordering::PerKey,
@@ -78,20 +119,32 @@ pub(crate) fn form(number: usize, hook: &Hook) -> Webhook {
             delivery.max_delay = Some(millis(1_000));
         }
     }
+    // One that was created again is held up by nothing of its own: see the receiver.
+    let max_attempts = if life > 0 && hook.blocks() {
+        0
+    } else {
+        hook.max_attempts
+    };
+    let signature = SignatureAuth {
+        secret: secret.to_owned(),
+        ..SignatureAuth::default()
+    };
+    let method = if hook.signed {
+        auth::Method::Signature(signature)
+    } else {
+        auth::Method::None(NoAuth {})
+    };
     Webhook {
         retry: Some(RetryPolicy {
-            max_attempts: hook.max_attempts,
+            max_attempts,
             initial_delay: Some(millis(100)),
             max_delay: Some(millis(1_000)),
             ..RetryPolicy::default()
         }),
         delivery: Some(delivery),
         when_inactive: webhook_form::WhenInactive::Hold.into(),
-        ..webhook(
-            &url(number, 0),
-            &["E"],
-            if hook.signed { signature() } else { no_auth() },
-        )
+        filter: hook.filter.map(expression).unwrap_or_default().to_owned(),
+        ..webhook(&url(number, first_place(life)), &["E"], Some(method))
     }
 }
 
@@ -104,8 +157,31 @@ pub(crate) fn moment(at: Duration) -> prost_types::Timestamp {
     }
 }
 
+/// The counts of all webhooks and of those that were deleted, if they add up.
+pub(crate) fn add_all_up(usage: AccountUsage, hooks: usize) -> Result<(Vec<Counts>, Counts), String> {
+    let mut all = vec![Counts::default(); hooks];
+    let deleted = add_up("all that were deleted", usage.deleted_webhooks.as_ref())?;
+    let mut sum = deleted.clone();
+    for one in usage.webhooks {
+        let counts = add_up(&one.webhook, one.counts.as_ref())?;
+        sum = sum.and(&counts);
+        let number = one.webhook.rsplit('w').next();
+        let number = number.and_then(|number| number.parse::<usize>().ok());
+        if let Some(place) = number.and_then(|number| all.get_mut(number)) {
+            *place = counts;
+        }
+    }
+    let total = add_up("the account", usage.total.as_ref())?;
+    if total != sum {
+        return Err(format!(
+            "the counts of the account are {total:?}, and those of its webhooks {sum:?}"
+        ));
+    }
+    Ok((all, deleted))
+}
+
 /// The counts of a webhook, if they add up.
-pub(crate) fn add_up(webhook: &str, counts: Option<&DeliveryCounts>) -> Result<Counts, String> {
+fn add_up(webhook: &str, counts: Option<&DeliveryCounts>) -> Result<Counts, String> {
     let counts = counts.ok_or_else(|| format!("{webhook} has no counts"))?;
     let counts = Counts {
         accepted: counts.accepted,

@@ -8,8 +8,10 @@ use postrider_common::key;
 use postrider_common::store::memory::MemoryStore;
 use postrider_common::store::{ListRequest, Store as _};
 
+use crate::forms::{first_place, life_of, wants};
 use crate::plan::{Order, Plan, Sharing};
-use crate::world::{Arrival, Published, Seen};
+use crate::sums::{self, count};
+use crate::world::{Arrival, Life, Published, Seen};
 
 /// How far a clock may be wrong, and a request be on its way.
 const SLACK: Duration = Duration::from_millis(1_200);
@@ -18,20 +20,15 @@ const SLACK: Duration = Duration::from_millis(1_200);
 pub(crate) fn judge(plan: &Plan, seen: &Seen) -> Vec<String> {
     let mut wrong = seen.failures.clone();
     wrong.extend(seen.wrong_writes.iter().take(3).cloned());
-    for (number, _) in plan.hooks.iter().enumerate() {
-        let arrivals: Vec<&Arrival> = seen.arrivals.iter().filter(|arrival| arrival.hook == number).collect();
-        let hook = Hook {
-            plan,
-            seen,
-            number,
-            arrivals,
-        };
+    let hooks = hooks(plan, seen);
+    for hook in &hooks {
         hook.only_what_was_published(&mut wrong);
         hook.proven(&mut wrong);
         hook.same_message_same_bytes(&mut wrong);
         hook.frozen(&mut wrong);
         hook.in_time(&mut wrong);
         hook.by_present_configuration(&mut wrong);
+        hook.nothing_after_its_end(&mut wrong);
         hook.comes_from_its_owner(&mut wrong);
         hook.in_order(&mut wrong);
         hook.numbered(&mut wrong);
@@ -39,11 +36,36 @@ pub(crate) fn judge(plan: &Plan, seen: &Seen) -> Vec<String> {
             hook.never_twice(&mut wrong);
         }
         // What did not come to its end says nothing of ends.
-        if seen.failures.is_empty() {
+        if seen.failures.is_empty() && hook.life.ended.is_none() {
             hook.every_delivery_ended_once(&mut wrong);
         }
     }
+    sums::in_one_life(&hooks, &mut wrong);
+    // What did not come to its end says nothing of all.
+    if seen.failures.is_empty() {
+        sums::accepted_for_those_who_want_it(&hooks, seen, &mut wrong);
+        sums::deleted_is_counted(&hooks, seen, &mut wrong);
+    }
     wrong
+}
+
+/// All webhooks, in all their lives.
+fn hooks<'a>(plan: &'a Plan, seen: &'a Seen) -> Vec<Hook<'a>> {
+    let lives = seen.lives.iter().enumerate();
+    let lives = lives.flat_map(|(number, lives)| lives.iter().enumerate().map(move |life| (number, life)));
+    lives
+        .map(|(number, (which, life))| {
+            let ours = |arrival: &&Arrival| arrival.hook == number && life_of(arrival.place) == which;
+            Hook {
+                plan,
+                seen,
+                number,
+                which,
+                life,
+                arrivals: seen.arrivals.iter().filter(ours).collect(),
+            }
+        })
+        .collect()
 }
 
 /// Deliveries that a receiver took more than once.
@@ -81,12 +103,17 @@ pub(crate) fn leftovers(store: &MemoryStore) -> Vec<String> {
     left
 }
 
-/// One webhook, as it is judged.
-struct Hook<'a> {
+/// One webhook in one of its lives, as it is judged.
+pub(crate) struct Hook<'a> {
     plan: &'a Plan,
     seen: &'a Seen,
-    number: usize,
-    arrivals: Vec<&'a Arrival>,
+    /// Its number.
+    pub(crate) number: usize,
+    which: usize,
+    /// That life.
+    pub(crate) life: &'a Life,
+    /// What came for it.
+    pub(crate) arrivals: Vec<&'a Arrival>,
 }
 
 impl Hook<'_> {
@@ -94,11 +121,36 @@ impl Hook<'_> {
         &self.plan.hooks[self.number]
     }
 
-    fn taken(&self) -> BTreeSet<&str> {
+    /// What its receiver took.
+    pub(crate) fn taken(&self) -> BTreeSet<&str> {
         self.arrivals
             .iter()
             .flat_map(|arrival| arrival.taken.iter().map(String::as_str))
             .collect()
+    }
+
+    /// Whether an event may have been accepted for it: it wants it, and somebody may have known it while the event was being accepted.
+    pub(crate) fn may_get(&self, event: &Published) -> bool {
+        wants(self.form(), event)
+            && event.told.is_none_or(|(told, _)| told >= self.life.asked)
+            && self.life.ended.is_none_or(|ended| event.asked <= ended)
+    }
+
+    /// Whether an event was accepted for it: it wants it, and everybody knew it while the event was being accepted.
+    pub(crate) fn surely_gets(&self, event: &Published) -> bool {
+        let before = |end: Duration| event.told.is_some_and(|(told, _)| told <= end);
+        self.may_get(event) && event.asked >= self.life.known && self.life.end_asked.is_none_or(before)
+    }
+
+    /// What was accepted for it.
+    pub(crate) fn certain(&self) -> impl Iterator<Item = &Published> {
+        self.seen.published.iter().filter(|event| self.surely_gets(event))
+    }
+
+    /// What was, or may have been.
+    pub(crate) fn possible(&self) -> impl Iterator<Item = &Published> {
+        let all = self.seen.published.iter().chain(&self.seen.doubtful);
+        all.filter(|event| self.may_get(event))
     }
 
     fn is_dead(&self, event: &str) -> bool {
@@ -113,13 +165,12 @@ impl Hook<'_> {
         if !self.seen.failures.is_empty() {
             return;
         }
-        let certain = self.seen.published.iter().map(|event| event.id.as_str());
-        let known: BTreeSet<&str> = certain.chain(self.seen.doubtful.iter().map(String::as_str)).collect();
+        let known: BTreeSet<&str> = self.possible().map(|event| event.id.as_str()).collect();
         for arrival in &self.arrivals {
             if arrival.events.is_empty() || arrival.events.iter().any(|event| !known.contains(event.as_str())) {
                 wrong.push(format!(
-                    "w{} got {:?}, which nobody published",
-                    self.number, arrival.events
+                    "w{} in life {} got {:?}, which was not published for it",
+                    self.number, self.which, arrival.events
                 ));
             }
         }
@@ -168,7 +219,7 @@ impl Hook<'_> {
     }
 
     fn in_time(&self, wrong: &mut Vec<String>) {
-        for event in &self.seen.published {
+        for event in self.possible() {
             for arrival in self
                 .arrivals
                 .iter()
@@ -197,13 +248,24 @@ impl Hook<'_> {
             if let Some(arrival) = self
                 .arrivals
                 .iter()
-                .find(|arrival| arrival.at > span.from && arrival.place == 0)
+                .find(|arrival| arrival.at > span.from && arrival.place == first_place(0))
             {
                 wrong.push(format!(
                     "w{} had moved and got {} at the old place",
                     self.number, arrival.id
                 ));
             }
+        }
+    }
+
+    /// Nothing comes once it is known everywhere that it was deleted.
+    fn nothing_after_its_end(&self, wrong: &mut Vec<String>) {
+        let Some(ended) = self.life.ended else { return };
+        if let Some(arrival) = self.arrivals.iter().find(|arrival| arrival.at > ended) {
+            wrong.push(format!(
+                "w{} was deleted and got {} at {:?}",
+                self.number, arrival.id, arrival.at
+            ));
         }
     }
 
@@ -237,7 +299,7 @@ impl Hook<'_> {
     /// The lines of events of which one must follow the other.
     fn lines(&self) -> Vec<Vec<&Published>> {
         let mut lines: BTreeMap<(usize, &str), Vec<&Published>> = BTreeMap::new();
-        for event in &self.seen.published {
+        for event in self.seen.published.iter().filter(|event| self.may_get(event)) {
             // Each key is one publisher's, which publishes one request after the other.
             let line = match self.form().order {
                 Order::None => continue,
@@ -255,6 +317,10 @@ impl Hook<'_> {
         if self.seen.redriven.contains(&self.number) {
             return;
         }
+        // Its dead letters went with it: which they were is not known.
+        if self.life.ended.is_some() && self.form().dead_letters {
+            return;
+        }
         for line in self.lines() {
             let place: BTreeMap<&str, usize> = line
                 .iter()
@@ -269,7 +335,10 @@ impl Hook<'_> {
                 for event in &arrival.events {
                     let Some(&at) = place.get(event.as_str()) else { continue };
                     let open = (0..at).find(|before| {
-                        latest[*before] != Some(true) && !together.contains(before) && !ended(&line[*before].id)
+                        latest[*before] != Some(true)
+                            && !together.contains(before)
+                            && self.surely_gets(line[*before])
+                            && !ended(&line[*before].id)
                     });
                     if let Some(before) = open {
                         let late = &line[before].id;
@@ -302,7 +371,7 @@ impl Hook<'_> {
             }
         }
         let distinct: BTreeSet<u64> = numbers.values().copied().collect();
-        let all = self.seen.published.len() + self.seen.doubtful.len();
+        let all = self.possible().count();
         if distinct.len() != numbers.len() || distinct.iter().any(|number| *number == 0 || *number > all as u64) {
             wrong.push(format!(
                 "w{}: the numbers are {distinct:?} of {} events",
@@ -331,21 +400,20 @@ impl Hook<'_> {
         let taken = self.taken();
         let counts = &self.seen.counts[number];
         let dead = &self.seen.dead[number];
-        for event in &self.seen.published {
+        for event in self.certain() {
             if !taken.contains(event.id.as_str()) && !self.is_dead(&event.id) && !self.may_be_dropped(&event.id) {
                 wrong.push(format!("w{number} never got {}", event.id));
             }
         }
-        let count = |events: usize| i64::try_from(events).unwrap_or(0);
-        let least = count(self.seen.published.len());
-        let most = least + count(self.seen.doubtful.len());
+        let least = count(self.certain().count());
+        let most = count(self.possible().count());
         if !(least..=most).contains(&counts.accepted) {
             wrong.push(format!(
                 "w{number}: {least} to {most} events were accepted, and {} are counted",
                 counts.accepted
             ));
         }
-        if i64::try_from(dead.len()).ok() != Some(counts.dead) {
+        if count(dead.len()) != counts.dead {
             wrong.push(format!(
                 "w{number}: {} dead letters are listed, and {} are counted",
                 dead.len(),
@@ -353,14 +421,14 @@ impl Hook<'_> {
             ));
         }
         let cancelled = self.seen.cancelled.iter().filter(|(hook, _)| *hook == number).count();
-        if counts.dropped > i64::try_from(cancelled).unwrap_or(0) {
+        if counts.dropped > count(cancelled) {
             wrong.push(format!(
                 "w{number}: {} were dropped, and {cancelled} were to be",
                 counts.dropped
             ));
         }
         // An answer that was lost can make a dead letter of what was taken, never the other way around.
-        if counts.delivered > i64::try_from(taken.len()).unwrap_or(0) {
+        if counts.delivered > count(taken.len()) {
             wrong.push(format!(
                 "w{number}: {} are counted as delivered, and it took {}",
                 counts.delivered,

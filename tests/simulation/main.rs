@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing)] // A simulation that cannot go on says so and ends.
 #![allow(clippy::disallowed_methods)] // How long it all took is real time.
 
+mod acts;
 mod check;
 mod driver;
 mod etcd;
@@ -11,11 +12,15 @@ mod forms;
 mod judge;
 mod maintenance;
 mod many;
+mod messages;
+mod mishaps;
 mod net;
 mod plan;
 mod receiver;
 mod rest;
 mod run;
+mod sums;
+mod weather;
 mod world;
 
 use std::process::ExitCode;

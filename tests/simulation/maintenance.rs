@@ -1,5 +1,7 @@
 //! The part of etcd's maintenance service that Postrider asks: how full the store is.
 
+use std::sync::Arc;
+
 use etcd_client::proto::{
     PbAlarmRequest, PbAlarmResponse, PbDefragmentRequest, PbDefragmentResponse, PbDowngradeRequest,
     PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse, PbMaintenanceServer,
@@ -11,26 +13,33 @@ use postrider_common::store::Store as _;
 use postrider_common::store::memory::MemoryStore;
 use tonic::{Request, Response, Status};
 
-use crate::etcd::unused;
+use crate::messages::unused;
+use crate::mishaps::Mishaps;
 
 /// The service.
-pub(crate) struct Maintenance(MemoryStore);
+pub(crate) struct Maintenance {
+    store: MemoryStore,
+    mishaps: Arc<Mishaps>,
+}
 
 /// The service over what all members hold.
-pub(crate) fn server(store: MemoryStore) -> PbMaintenanceServer<Maintenance> {
-    PbMaintenanceServer::new(Maintenance(store))
+pub(crate) fn server(store: MemoryStore, mishaps: Arc<Mishaps>) -> PbMaintenanceServer<Maintenance> {
+    PbMaintenanceServer::new(Maintenance { store, mishaps })
 }
 
 #[tonic::async_trait]
 impl PbMaintenanceService for Maintenance {
     async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
+        self.mishaps.led()?;
         let usage = self
-            .0
+            .store
             .usage()
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         let bytes = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let alarm = || "memberID:1 alarm:NOSPACE ".to_owned();
         Ok(Response::new(PbStatusResponse {
+            errors: self.mishaps.is_full().then(alarm).into_iter().collect(),
             db_size: bytes(usage.size),
             db_size_in_use: bytes(usage.in_use),
             ..PbStatusResponse::default()

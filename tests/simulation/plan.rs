@@ -100,6 +100,10 @@ pub(crate) enum Fault {
     Hold(Host),
     /// Now and then the store's answer to a write is lost, or the write is.
     LostWrites,
+    /// etcd has no space left.
+    Full,
+    /// The members of etcd have no leader; the one they have after the time gives all leases their whole time again.
+    Election,
     /// All that has happened so far is compacted away; the time means nothing.
     Compact,
 }
@@ -113,6 +117,19 @@ pub(crate) struct Trouble {
     pub(crate) lasts: Duration,
     /// What.
     pub(crate) fault: Fault,
+}
+
+impl Trouble {
+    /// Whether agents cannot reach etcd, or some of it.
+    const fn is_outage(&self) -> bool {
+        matches!(self.fault, Fault::Kill(Host::Etcd(_)) | Fault::Election)
+    }
+
+    /// Whether less time lies between two than an agent needs to renew its lease.
+    fn is_near(&self, other: &Self) -> bool {
+        const RENEWED: Duration = Duration::from_secs(3);
+        self.at < other.at + other.lasts + RENEWED && other.at < self.at + self.lasts + RENEWED
+    }
 }
 
 /// In which order a webhook wants its events.
@@ -155,6 +172,17 @@ pub(crate) enum Manner {
     Picky(usize),
 }
 
+/// Which events a webhook wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filter {
+    /// All but the second of each request.
+    NotTheSecond,
+    /// The first two of each request.
+    FirstTwo,
+    /// Those that have a key and are not the fourth of their request.
+    Keyed,
+}
+
 /// A webhook.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Hook {
@@ -172,8 +200,17 @@ pub(crate) struct Hook {
     pub(crate) numbered: bool,
     /// Requests under way at once.
     pub(crate) max_in_flight: i32,
+    /// Which events it wants, if not all.
+    pub(crate) filter: Option<Filter>,
     /// Its receiver.
     pub(crate) manner: Manner,
+}
+
+impl Hook {
+    /// Whether what is used up stays, and holds up what follows it.
+    pub(crate) fn blocks(&self) -> bool {
+        self.order != Order::None && !self.dead_letters
+    }
 }
 
 /// What an administrator does.
@@ -191,6 +228,23 @@ pub(crate) enum Act {
     Redrive(usize),
     /// Cancels an event that was published so many requests ago.
     Cancel(usize, usize),
+    /// Deletes a webhook, and after the time, if there is one, creates another of the same name.
+    Delete(usize, Option<Duration>),
+}
+
+impl Act {
+    /// Whether one of two things would be undone by the other, or done to another webhook than the one that is judged by it.
+    fn disturbs(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Retire(one, _), Self::Retire(two, _)) => one == two,
+            (
+                Self::Delete(one, _),
+                Self::Retire(two, _) | Self::Move(two) | Self::Rotate(two) | Self::Delete(two, _),
+            )
+            | (Self::Retire(two, _) | Self::Move(two) | Self::Rotate(two), Self::Delete(one, _)) => one == two,
+            _ => false,
+        }
+    }
 }
 
 /// All of it.
@@ -254,14 +308,16 @@ impl Plan {
                 lasts: dice.millis(100, if plan.gentle { 1_000 } else { 7_000 }),
                 fault,
             };
-            plan.troubles.push(trouble);
+            // Together they could cost an agent its lease.
+            let together = |other: &Trouble| other.is_outage() && trouble.is_outage() && trouble.is_near(other);
+            if !(plan.gentle && plan.troubles.iter().any(together)) {
+                plan.troubles.push(trouble);
+            }
         }
         for _ in 0..dice.between(0, 4) {
             let at = dice.millis(1_500, 9_000);
             let act = act(&dice, &plan);
-            // A second one would activate the webhook that the first wants retired.
-            let again = |(_, other): &(Duration, Act)| matches!((act, *other), (Act::Retire(one, _), Act::Retire(two, _)) if one == two);
-            if !plan.acts.iter().any(again) {
+            if !plan.acts.iter().any(|(_, other)| act.disturbs(*other)) {
                 plan.acts.push((at, act));
             }
         }
@@ -299,6 +355,9 @@ fn hook(dice: &Dice, gentle: bool, storm: Duration) -> Hook {
         signed: dice.chance(0.5),
         numbered: sharing == Sharing::Single && dice.chance(0.3),
         max_in_flight: dice.one(&[0, 1, 4]),
+        filter: dice
+            .chance(0.3)
+            .then(|| dice.one(&[Filter::NotTheSecond, Filter::FirstTwo, Filter::Keyed])),
         manner,
     }
 }
@@ -309,17 +368,19 @@ fn fault(dice: &Dice, plan: &Plan) -> Fault {
     let control = Host::Control(number(plan.controls));
     let agent = Host::Agent(number(plan.agents));
     if plan.gentle {
-        return match dice.below(6) {
+        return match dice.below(8) {
             0 => Fault::Kill(member),
             1 => Fault::Kill(control),
             2 => Fault::Stop(control),
             3 => Fault::Stop(agent),
             4 => Fault::LostWrites,
+            5 => Fault::Full,
+            6 => Fault::Election,
             _ => Fault::Compact,
         };
     }
     let program = dice.one(&[control, agent, agent]);
-    match dice.below(14) {
+    match dice.below(18) {
         0 => Fault::Kill(member),
         1 => Fault::Kill(control),
         2 | 3 => Fault::Kill(agent),
@@ -332,18 +393,21 @@ fn fault(dice: &Dice, plan: &Plan) -> Fault {
         10 => Fault::Cut(agent, Host::Receiver),
         11 => Fault::Cut(Host::Client, control),
         12 => Fault::LostWrites,
+        13 | 14 => Fault::Full,
+        15 | 16 => Fault::Election,
         _ => Fault::Compact,
     }
 }
 
 fn act(dice: &Dice, plan: &Plan) -> Act {
     let hook = dice.below(plan.hooks.len());
-    match dice.below(6) {
+    match dice.below(8) {
         0 => Act::Retire(hook, dice.millis(500, 14_000)),
         1 => Act::Touch(hook),
         2 => Act::Move(hook),
         3 => Act::Rotate(hook),
         4 => Act::Redrive(hook),
+        5 | 6 => Act::Delete(hook, dice.chance(0.7).then(|| dice.millis(0, 4_000))),
         _ => Act::Cancel(hook, dice.below(5)),
     }
 }

@@ -19,6 +19,7 @@ use postrider_common::task::Group;
 use postrider_tests::wait::simulated;
 use tonic::transport::server::Connected as _;
 
+use crate::forms::life_of;
 use crate::net::{self, elapsed};
 use crate::plan::{Dice, Host, Manner, Plan};
 use crate::world::{Arrival, World};
@@ -77,7 +78,7 @@ async fn answer(
         return Ok(empty(StatusCode::NOT_FOUND));
     };
     let events = events(&body).unwrap_or_default();
-    let answer = decide(plan, world, dice, hook, &events);
+    let answer = decide(plan, world, dice, (hook, place), &events);
     let taken: BTreeSet<String> = match &answer {
         Answer::Take | Answer::TakeLate => events.iter().cloned().collect(),
         Answer::TakePart(taken) => taken.clone(),
@@ -91,7 +92,7 @@ async fn answer(
         place,
         id: text("webhook-id").unwrap_or_default().to_owned(),
         sequence: text("webhook-sequence").and_then(|number| number.parse().ok()),
-        proof: proof(plan, world, hook, &head.headers, &body),
+        proof: proof(plan, world, (hook, life_of(place)), &head.headers, &body),
         taken,
         events,
         body,
@@ -131,10 +132,15 @@ async fn answer(
     })
 }
 
-fn decide(plan: &Plan, world: &World, dice: &Dice, hook: usize, events: &[String]) -> Answer {
-    let Some(manner) = plan.hooks.get(hook).map(|hook| hook.manner) else {
+fn decide(plan: &Plan, world: &World, dice: &Dice, (hook, place): (usize, usize), events: &[String]) -> Answer {
+    let Some(form) = plan.hooks.get(hook) else {
         return Answer::Refuse(StatusCode::NOT_FOUND, None);
     };
+    // Nothing of its own holds it up: what does is of the one that had its name.
+    if life_of(place) > 0 && form.blocks() {
+        return Answer::Take;
+    }
+    let manner = form.manner;
     if let Manner::Picky(one_in) = manner {
         // By the number of the event, so that it is the same ones every time; also when the trouble is over.
         let refused = |event: &&String| number(event).is_multiple_of(one_in);
@@ -188,7 +194,13 @@ fn events(body: &[u8]) -> Option<Vec<String>> {
         .collect()
 }
 
-fn proof(plan: &Plan, world: &World, hook: usize, headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
+fn proof(
+    plan: &Plan,
+    world: &World,
+    (hook, life): (usize, usize),
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<(), String> {
     let signed = plan.hooks.get(hook).is_some_and(|hook| hook.signed);
     if !signed {
         let has = headers.contains_key("webhook-signature");
@@ -207,7 +219,7 @@ fn proof(plan: &Plan, world: &World, hook: usize, headers: &HeaderMap, body: &[u
         .parse()
         .map_err(|_| format!("{timestamp:?} is no timestamp"))?;
     let given: Vec<&str> = text("webhook-signature").unwrap_or_default().split(' ').collect();
-    let secrets = world.seen().secrets.get(hook).cloned().unwrap_or_default();
+    let secrets = world.seen().secrets.get(&(hook, life)).cloned().unwrap_or_default();
     let fits = |secret: &String| {
         let webhook = standardwebhooks::Webhook::new(secret).ok()?;
         let signature = webhook.sign(id, timestamp, body).ok()?;

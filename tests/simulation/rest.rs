@@ -7,7 +7,7 @@ use postrider_proto::v1::{GetAccountUsageRequest, ListDeadLettersRequest};
 use postrider_tests::wait::simulated;
 
 use crate::driver::Driver;
-use crate::forms::{ACCOUNT, add_up, name};
+use crate::forms::{ACCOUNT, add_all_up, name};
 use crate::net::elapsed;
 use crate::world::Counts;
 
@@ -29,9 +29,7 @@ impl Driver<'_> {
                 name: format!("accounts/{ACCOUNT}"),
             };
             if let Ok(usage) = client.accounts().get_account_usage(request).await {
-                for one in usage.into_inner().webhooks {
-                    add_up(&one.webhook, one.counts.as_ref())?;
-                }
+                add_all_up(usage.into_inner(), self.plan.hooks.len())?;
             }
             simulated(Duration::from_secs(1)).await;
         }
@@ -42,20 +40,27 @@ impl Driver<'_> {
     pub(crate) async fn calm(&self) -> Result<(), String> {
         let (mut nudged, end) = (Duration::ZERO, elapsed() + CALM);
         loop {
-            let usage = self.usage().await?;
+            let (usage, deleted) = self.usage().await?;
             let waiting: Vec<usize> = (0..usage.len()).filter(|hook| usage[*hook].waiting > 0).collect();
-            if waiting.is_empty() {
+            if waiting.is_empty() && deleted.waiting + deleted.dead == 0 {
                 // Commands that had nothing to do are put away.
                 simulated(LAST).await;
                 return Ok(());
             }
             if elapsed() > end {
-                return Err(format!("it does not come to rest: {usage:?}"));
+                return Err(format!(
+                    "it does not come to rest: {usage:?}, of what was deleted {deleted:?}"
+                ));
             }
             if elapsed() > nudged + NUDGE {
                 nudged = elapsed();
                 self.world.note(format_args!("waiting: {waiting:?}"));
                 for hook in waiting {
+                    // What is used up holds up what follows it until the webhook is changed. Where nothing is, nothing must be.
+                    let lives = self.world.seen().lives.get(hook).map_or(0, Vec::len);
+                    if lives > 1 && self.plan.hooks[hook].blocks() {
+                        continue;
+                    }
                     self.update(hook, &["active", "description"], |webhook| {
                         webhook.active = Some(true);
                         webhook.description = format!("nudged at {nudged:?}");
@@ -67,7 +72,8 @@ impl Driver<'_> {
         }
     }
 
-    async fn usage(&self) -> Result<Vec<Counts>, String> {
+    /// The counts of all webhooks, and of those that were deleted.
+    async fn usage(&self) -> Result<(Vec<Counts>, Counts), String> {
         let request = GetAccountUsageRequest {
             name: format!("accounts/{ACCOUNT}"),
         };
@@ -78,24 +84,22 @@ impl Driver<'_> {
             })
             .await?
             .into_inner();
-        let mut all = vec![Counts::default(); self.plan.hooks.len()];
-        for one in usage.webhooks {
-            let counts = add_up(&one.webhook, one.counts.as_ref())?;
-            let number = one
-                .webhook
-                .rsplit('w')
-                .next()
-                .and_then(|number| number.parse::<usize>().ok());
-            if let Some(place) = number.and_then(|number| all.get_mut(number)) {
-                *place = counts;
-            }
-        }
-        Ok(all)
+        add_all_up(usage, self.plan.hooks.len())
     }
 
+    /// Notes the counts and the dead letters.
     pub(crate) async fn dump(&self) -> Result<(), String> {
-        let counts = self.usage().await?;
+        let (counts, deleted) = self.usage().await?;
         for hook in 0..self.plan.hooks.len() {
+            let is_gone = {
+                let seen = self.world.seen();
+                let lives = seen.lives.get(hook).and_then(|lives| lives.last());
+                lives.is_some_and(|life| life.ended.is_some())
+            };
+            if is_gone {
+                self.world.seen().dead.push(BTreeSet::new());
+                continue;
+            }
             let mut dead = BTreeSet::new();
             let mut page_token = String::new();
             loop {
@@ -124,8 +128,10 @@ impl Driver<'_> {
             }
             self.world.seen().dead.push(dead);
         }
-        self.world.note(format_args!("{counts:?}"));
-        self.world.seen().counts = counts;
+        self.world
+            .note(format_args!("{counts:?}, of what was deleted {deleted:?}"));
+        let mut seen = self.world.seen();
+        (seen.counts, seen.deleted) = (counts, deleted);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What all hosts of one simulation share outside of the simulated network: what was seen, and whether the trouble is over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +21,7 @@ pub(crate) struct Arrival {
     pub(crate) from: Option<IpAddr>,
     /// The number of the webhook.
     pub(crate) hook: usize,
-    /// How often its listener URL had been changed.
+    /// The number of its listener URL (see [`Life`]).
     pub(crate) place: usize,
     /// The header `webhook-id`.
     pub(crate) id: String,
@@ -37,19 +37,38 @@ pub(crate) struct Arrival {
     pub(crate) taken: BTreeSet<String>,
 }
 
-/// An event that was published, and that its publisher was told is accepted.
-#[derive(Debug, Clone)]
+/// An event that was published.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Published {
     /// Its id.
     pub(crate) id: String,
     /// The publisher that published it.
     pub(crate) publisher: usize,
+    /// Its place in its request.
+    pub(crate) number: usize,
     /// Its ordering key.
     pub(crate) key: String,
     /// It must not be sent before.
     pub(crate) not_before: Option<Duration>,
     /// It must not be sent after.
     pub(crate) expires: Option<Duration>,
+    /// When it was asked for first.
+    pub(crate) asked: Duration,
+    /// When its publisher was told that it is accepted, and for how many webhooks; none if it was not told.
+    pub(crate) told: Option<(Duration, usize)>,
+}
+
+/// One life of a webhook, from its creation to its deletion. Each has two listener URLs: the first, and one that it may be moved to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Life {
+    /// When its creation was asked for.
+    pub(crate) asked: Duration,
+    /// Since when everybody knows it.
+    pub(crate) known: Duration,
+    /// When its deletion was asked for.
+    pub(crate) end_asked: Option<Duration>,
+    /// Since when nobody takes it for alive any more.
+    pub(crate) ended: Option<Duration>,
 }
 
 /// The counts of one webhook at the end.
@@ -65,6 +84,19 @@ pub(crate) struct Counts {
     pub(crate) dead: i64,
     /// Dropped.
     pub(crate) dropped: i64,
+}
+
+impl Counts {
+    /// Both together.
+    pub(crate) const fn and(&self, other: &Self) -> Self {
+        Self {
+            accepted: self.accepted + other.accepted,
+            delivered: self.delivered + other.delivered,
+            waiting: self.waiting + other.waiting,
+            dead: self.dead + other.dead,
+            dropped: self.dropped + other.dropped,
+        }
+    }
 }
 
 /// A span of time in which something was so, with slack.
@@ -86,7 +118,9 @@ pub(crate) struct Seen {
     /// Events, in the order in which their acceptance was told.
     pub(crate) published: Vec<Published>,
     /// Events whose publisher was not answered.
-    pub(crate) doubtful: BTreeSet<String>,
+    pub(crate) doubtful: Vec<Published>,
+    /// The lives of each webhook.
+    pub(crate) lives: Vec<Vec<Life>>,
     /// The owner key of each webhook's shard.
     pub(crate) shards: Vec<String>,
     /// When a shard was taken, and by whom.
@@ -101,10 +135,12 @@ pub(crate) struct Seen {
     pub(crate) redriven: BTreeSet<usize>,
     /// At the end: the counts of each webhook.
     pub(crate) counts: Vec<Counts>,
+    /// At the end: the counts of all webhooks that were deleted.
+    pub(crate) deleted: Counts,
     /// At the end: the dead letters of each webhook.
     pub(crate) dead: Vec<BTreeSet<String>>,
-    /// The signing secrets of each webhook, newest first.
-    pub(crate) secrets: Vec<Vec<String>>,
+    /// The signing secrets of each webhook in each of its lives, newest first.
+    pub(crate) secrets: BTreeMap<(usize, usize), Vec<String>>,
     /// Writes that applied although they should not have.
     pub(crate) wrong_writes: Vec<String>,
     /// What kept the run from its end.

@@ -115,8 +115,8 @@ async fn find_gone(catalog: &Catalog, found: &Found) -> BTreeMap<(AccountId, Web
     gone
 }
 
-/// The webhooks that have dead letters in a shard: one read for each, however many they are.
-pub async fn with_dead_letters(store: &SharedStore, shard: ShardId) -> Result<Vec<(AccountId, WebhookId)>, ReadError> {
+/// The first dead letters of each webhook that has some in a shard: one read for each, however many they are.
+pub async fn first_dead_letters(store: &SharedStore, shard: ShardId) -> Result<Vec<Parked>, ReadError> {
     let mut request = ListRequest {
         prefix: key::dead(shard),
         after: None,
@@ -124,16 +124,16 @@ pub async fn with_dead_letters(store: &SharedStore, shard: ShardId) -> Result<Ve
         revision: None,
         keys_only: true,
     };
-    let mut names = Vec::new();
+    let mut first = Vec::new();
     loop {
         let page = store.list(request.clone()).await?;
         let Some(entry) = page.entries.first() else {
-            return Ok(names);
+            return Ok(first);
         };
         request.after = Some(match key::parse_dead(&entry.key) {
             Some(at) => {
                 let last = key::after_dead_of(shard, &at.account, &at.webhook);
-                names.push((at.account, at.webhook));
+                first.push(at);
                 last
             }
             None => entry.key.clone(),

@@ -160,7 +160,7 @@ impl Lane {
     fn reconfigured(&mut self, webhook: &Webhook) {
         match &self.config {
             Config::Known(before, _) if !before.is_serving() && webhook.is_serving() => self.breaker.careful(),
-            Config::Known(before, _) if before.generation != webhook.generation => {
+            Config::Known(before, _) if (&before.uid, before.generation) != (&webhook.uid, webhook.generation) => {
                 self.breaker.reconfigured(Timestamp::from_millis(0));
             }
             Config::Known(..) => {}

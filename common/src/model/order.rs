@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::segment::Event;
+use crate::id::Uid;
 use crate::store::Revision;
 
 /// Which order is kept.
@@ -104,13 +105,27 @@ impl Line {
                 hash.update(event.id.as_str());
             }
         }
-        let mut head = [0; 8];
-        for (byte, from) in head.iter_mut().zip(hash.finalize()) {
-            *byte = from;
-        }
         // Apart from the two above.
-        Self((u64::from_be_bytes(head) | 2) & !1)
+        Self((head(hash) | 2) & !1)
     }
+}
+
+/// Names a state of a webhook: each change gives it another one, and no two webhooks have the same, though one bears the name of the other. Never 0. Part of
+/// the stored format: what a state is called never changes.
+pub fn stage(webhook: &Uid, generation: u64) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(webhook.as_str());
+    hash.update(generation.to_be_bytes());
+    head(hash) | 1
+}
+
+/// The first eight bytes of a hash.
+fn head(hash: Sha256) -> u64 {
+    let mut head = [0; 8];
+    for (byte, from) in head.iter_mut().zip(hash.finalize()) {
+        *byte = from;
+    }
+    u64::from_be_bytes(head)
 }
 
 /// Where a parked segment of an ordered webhook stands in the order.
@@ -120,13 +135,23 @@ pub struct Lined {
     pub line: Line,
     /// The first of its deliveries.
     pub first: Position,
-    /// The generation of the webhook under which it was used up: it waits for another one. 0 if it is not.
+    /// The [`stage`] of the webhook in which it was used up: it waits for another one. 0 if it is not.
     pub blocked: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_state_of_a_webhook_is_called_never_changes() {
+        let uid = |last| Uid::new(&format!("018f4c1e-7c55-7a3e-8b1a-2f4d5e6a7b8{last}")).unwrap();
+        let (one, other) = (uid('c'), uid('d'));
+        let stages = [stage(&one, 1), stage(&one, 2), stage(&other, 1)];
+        assert_eq!(stages, PINNED);
+    }
+
+    const PINNED: [u64; 3] = [0xd45a_e9c6_cd73_9df1, 0x4dac_9b1c_0696_09d5, 0x2f02_110e_9220_5ee1];
 
     #[test]
     fn a_position_is_followed_at_once_by_its_next() {

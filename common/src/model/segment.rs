@@ -103,8 +103,8 @@ pub struct DeliveryState {
     pub sequence: u64,
     /// Where it stands in the order of acceptance. Set when it is read from its queue segment.
     pub position: Position,
-    /// The generation of the webhook under which it was used up: it waits, and is tried no more by itself, until the webhook has another one. 0 if it
-    /// is not used up.
+    /// The stage of the webhook ([`super::order::stage`]) in which it was used up: it waits, and is tried no more by itself, until the webhook has another
+    /// one. 0 if it is not used up.
     pub blocked: u64,
     /// When it was given its retry policy anew, after it had been used up: its age counts from then.
     pub renewed: Option<Timestamp>,

@@ -104,6 +104,26 @@ impl MemoryStore {
         self.lock().faults = None;
     }
 
+    /// No lease runs out from now on: so it is in an etcd that has no leader.
+    pub fn hold_leases(&self) {
+        self.begin_leases(|_| Duration::MAX);
+    }
+
+    /// Every lease has its whole time again from now on: so it is in an etcd whose new leader begins to lead.
+    pub fn renew_leases(&self) {
+        let now = (self.shared.elapsed)();
+        self.begin_leases(|lease| now + lease.ttl);
+    }
+
+    fn begin_leases(&self, deadline: impl Fn(&Lease) -> Duration) {
+        let mut state = self.settled();
+        for lease in state.leases.values_mut() {
+            lease.deadline = deadline(lease);
+        }
+        // Watchers wait for the first lease to run out: let them look again.
+        self.shared.changed.send_replace(state.revision);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -425,6 +445,29 @@ impl Store for MemoryStore {
 mod tests {
     use super::*;
     use crate::store::conformance;
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_that_are_held_do_not_run_out_and_then_have_their_whole_time_again() {
+        const TTL: Duration = Duration::from_secs(5);
+        let store = MemoryStore::default();
+        let key = Key::from_stored("k");
+        let lease = store.grant(TTL).await.unwrap().id;
+        let put = Write {
+            guards: Vec::new(),
+            ops: vec![Op::put_leased(key.clone(), "", lease)],
+        };
+        store.write(put).await.unwrap();
+        let lives = async || store.get(&key).await.unwrap().0.is_some();
+        tokio::time::advance(TTL - Duration::from_millis(1)).await;
+        store.hold_leases();
+        tokio::time::advance(TTL * 3).await;
+        assert!(lives().await);
+        store.renew_leases();
+        tokio::time::advance(TTL - Duration::from_millis(1)).await;
+        assert!(lives().await);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!lives().await);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_store_in_memory_obeys_every_law() {

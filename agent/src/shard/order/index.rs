@@ -13,9 +13,9 @@ use crate::shard::entry::Entry;
 #[derive(Debug, Default)]
 pub(super) struct Index {
     all: BTreeSet<Piled>,
-    /// Segments whose first delivery was used up under the present generation.
+    /// Segments whose first delivery was used up in the present stage of the webhook.
     blocked: usize,
-    generation: u64,
+    stage: u64,
 }
 
 impl Index {
@@ -62,7 +62,7 @@ impl Index {
     pub(super) fn is_blocked(&self, entry: &Entry) -> bool {
         entry
             .lined()
-            .is_some_and(|lined| lined.blocked != 0 && lined.blocked == self.generation)
+            .is_some_and(|lined| lined.blocked != 0 && lined.blocked == self.stage)
     }
 
     /// How many wait so.
@@ -70,9 +70,9 @@ impl Index {
         self.blocked
     }
 
-    /// The webhook has another generation: says which lines have something that waited for one.
-    pub(super) fn renew(&mut self, generation: u64) -> Vec<Line> {
-        self.generation = generation;
+    /// The webhook is in another stage: says which lines have something that waited for one.
+    pub(super) fn renew(&mut self, stage: u64) -> Vec<Line> {
+        self.stage = stage;
         self.blocked = self.all.iter().filter(|piled| self.is_blocked(&piled.0)).count();
         let lined = self.all.iter().filter_map(|piled| piled.0.lined());
         lined

@@ -25,7 +25,7 @@ mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use postrider_common::model::order::{Line, OnFailure, Ordering, Position};
+use postrider_common::model::order::{Line, OnFailure, Ordering, Position, stage};
 use postrider_common::model::webhook::Webhook;
 use postrider_common::planted::{self, Bug};
 use postrider_common::store::Revision;
@@ -76,7 +76,7 @@ impl Waiting {
 pub struct Order {
     ordering: Ordering,
     on_failure: OnFailure,
-    generation: u64,
+    stage: u64,
     serial: u32,
     /// Deliveries in memory that are not ready.
     memory: usize,
@@ -133,7 +133,7 @@ impl Order {
         let mut order = Self {
             ordering: webhook.order.ordering,
             on_failure: webhook.order.on_failure(),
-            generation: 0,
+            stage: 0,
             serial,
             memory: 0,
             arrived: BTreeMap::new(),
@@ -161,15 +161,16 @@ impl Order {
         order
     }
 
-    /// The webhook has changed, but not its ordering: what was used up under an earlier generation goes on.
+    /// The webhook has changed, but not its ordering, or is another one of the same name: what was used up before goes on.
     pub fn renew(&mut self, webhook: &Webhook) {
         self.on_failure = webhook.order.on_failure();
-        if self.generation != webhook.generation {
-            self.generation = webhook.generation;
+        let stage = stage(&webhook.uid, webhook.generation);
+        if self.stage != stage {
+            self.stage = stage;
             self.blocking = 0;
             self.overruled.clear();
             self.decided.clear();
-            self.touched.extend(self.index.renew(webhook.generation));
+            self.touched.extend(self.index.renew(stage));
         }
     }
 
@@ -183,9 +184,9 @@ impl Order {
         self.serial
     }
 
-    /// The generation of the webhook.
-    pub const fn generation(&self) -> u64 {
-        self.generation
+    /// The stage of the webhook.
+    pub const fn stage(&self) -> u64 {
+        self.stage
     }
 
     /// Requests under way at once, of `most` that the webhook allows.
@@ -375,13 +376,13 @@ impl Order {
         self.redriving = redriving;
     }
 
-    /// What a used-up delivery holds up is to wait: the generation to be noted with it. `None` if it becomes a dead letter.
+    /// What a used-up delivery holds up is to wait: the stage to be noted with it. `None` if it becomes a dead letter.
     pub fn blocks(&self, delivery: &Delivery) -> Option<u64> {
         let keyed = delivery.event.ordering_key.is_some() && delivery.batch.is_none();
         match self.on_failure {
             OnFailure::DeadLetter => None,
-            OnFailure::Block => Some(self.generation),
-            OnFailure::ParkKey => keyed.then_some(self.generation),
+            OnFailure::Block => Some(self.stage),
+            OnFailure::ParkKey => keyed.then_some(self.stage),
         }
     }
 

@@ -176,18 +176,21 @@ impl State {
         if let Some(known) = known {
             lane.learn(known);
         }
+        // Its line waits for it no more, whatever becomes of it.
+        lane.park(parked);
         if matches!(lane.config, Config::Gone(_)) {
             // Written by us before we knew: everything in it matched a configuration that is over.
-            let dropped = Box::new(Parked {
-                shard,
-                ..parked.clone()
-            });
-            effects.records.push(Record::Drop(dropped));
-            self.tally.dropped += u64::from(parked.count);
-        } else {
-            lane.park(parked);
+            let parked = lane.drain_parked(shard);
+            self.drop_parked(parked, effects);
         }
         at
+    }
+
+    fn drop_parked(&mut self, all: Vec<Parked>, effects: &mut Effects) {
+        for parked in all {
+            self.tally.dropped += u64::from(parked.count);
+            effects.records.push(Record::Drop(Box::new(parked)));
+        }
     }
 
     /// How many ready deliveries a lane may have from now on (see [`Lane::admits`]); at first [`LANE_LIMIT`].
@@ -356,10 +359,7 @@ impl State {
         } else {
             self.put_away(at, in_memory, now, effects);
         }
-        for parked in parked {
-            self.tally.dropped += u64::from(parked.count);
-            effects.records.push(Record::Drop(Box::new(parked)));
-        }
+        self.drop_parked(parked, effects);
     }
 
     fn park(&mut self, at: usize, delivery: Delivery, effects: &mut Effects) {

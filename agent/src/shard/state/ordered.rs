@@ -99,7 +99,7 @@ impl State {
             if overruled == Some(Overrule::Cancel) {
                 return self.cancel(&delivery, now, effects);
             }
-            if overruled.is_none() && delivery.state.blocked == order.generation() {
+            if overruled.is_none() && delivery.state.blocked == order.stage() {
                 order.block();
                 return self.park(at, delivery, effects);
             }
@@ -159,7 +159,7 @@ impl State {
         }
     }
 
-    /// Under which generation a delivery that is used up is to wait; `None` if it becomes a dead letter.
+    /// In which stage of its webhook a delivery that is used up is to wait; `None` if it becomes a dead letter.
     pub(super) fn blocks(&mut self, at: usize, delivery: &Delivery) -> Option<u64> {
         self.lane(at)?.order.as_ref()?.blocks(delivery)
     }
@@ -177,14 +177,14 @@ impl State {
             return deliveries;
         };
         let batch = first.batch.clone();
-        let Some(generation) = self.blocks(at, first) else {
+        let Some(stage) = self.blocks(at, first) else {
             return deliveries;
         };
         self.hold(at, first, true, now, effects);
         for delivery in &mut deliveries {
             reason.clone_into(&mut delivery.state.reason);
             delivery.state.due = now;
-            delivery.state.blocked = generation;
+            delivery.state.blocked = stage;
         }
         match batch {
             Some(id) => self.park_batch(at, id, deliveries, Vec::new(), effects),

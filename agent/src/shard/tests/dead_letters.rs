@@ -8,6 +8,7 @@ use postrider_common::key::{self, Key};
 use postrider_common::model::command::{Action, Command, Filter, Rate};
 use postrider_common::model::order::{OnFailure, Order, Ordering};
 use postrider_common::model::usage::{Dropped, Usage};
+use postrider_common::model::webhook::Webhook;
 use postrider_common::store::{Op, Revision, Store as _, Write, list_all};
 use postrider_common::wire::stored;
 
@@ -283,6 +284,41 @@ async fn dead_letters_go_with_their_webhook() {
         (counted.taken, counted.dropped(Dropped::WebhookDeleted), counted.dead),
         (300, 300, 0)
     );
+    running.release().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_of_a_webhook_go_with_it_though_another_has_its_name_before_anybody_looks() {
+    async fn replace(world: &World) {
+        let write = Write {
+            guards: Vec::new(),
+            ops: vec![Op::delete(key::webhook(&account(), &webhook("a").id))],
+        };
+        world.write(write).await;
+        let another = Webhook {
+            uid: uid(2),
+            ..webhook("a")
+        };
+        world.put_webhook(&another).await;
+    }
+    let (world, agent, running) = with_dead(5, Limits::default()).await;
+    replace(&world).await;
+    world
+        .eventually("the dead letters are gone", async || dead(&world).await == 0)
+        .await;
+    running.release().await;
+    drop(agent);
+    let (world, agent, running) = with_dead(5, Limits::default()).await;
+    running.release().await;
+    agent.die().await;
+    replace(&world).await;
+    let second = world.agent(2).await;
+    let running = second.take(&world, SHARD).await;
+    let started = tokio::time::Instant::now();
+    world
+        .eventually("the dead letters are gone", async || dead(&world).await == 0)
+        .await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     running.release().await;
 }
 

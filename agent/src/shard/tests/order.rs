@@ -27,6 +27,7 @@ use crate::shard::state::{AttemptId, Start, State};
 use postrider_common::model::bits::Bits;
 
 mod blocked;
+mod replaced;
 mod revived;
 mod store;
 
@@ -225,7 +226,7 @@ impl World {
             published.push(Arc::new(event));
         }
         let mut segment = segment(published, &[("a", 1)], self.changed);
-        segment.targets[0].webhook_uid = uid(1);
+        segment.targets[0].webhook_uid = self.hook.uid.clone();
         let key = key::segment(SHARD, "w", u64::try_from(self.revision).unwrap());
         self.store.insert(key.clone(), (stored::pack(segment), revision));
         self.queue.push_back((revision, key));
@@ -379,9 +380,13 @@ impl World {
     }
 
     fn change(&mut self) {
+        self.hook.generation += 1;
+        self.reconfigure();
+    }
+
+    fn reconfigure(&mut self) {
         self.revision += 1;
         self.changed = Revision(self.revision);
-        self.hook.generation += 1;
         let known = Known::Found(Arc::new(self.hook.clone()), self.changed);
         self.state
             .changed(&account(), &self.hook.id.clone(), &known, self.now, &mut self.effects);

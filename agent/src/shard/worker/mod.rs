@@ -330,8 +330,9 @@ impl Worker {
 
     fn changed(&mut self, changed: Result<Changed, RecvError>) {
         let now = self.now();
+        self.webhook_replaced(changed.as_ref().ok());
         let names = match changed {
-            Ok(Changed::One(name)) => vec![name],
+            Ok(Changed::One(name) | Changed::Replaced(name)) => vec![name],
             Ok(Changed::All) | Err(RecvError::Lagged(_)) => {
                 let lanes = self.state.lanes();
                 lanes.map(|lane| (lane.account.clone(), lane.webhook.clone())).collect()

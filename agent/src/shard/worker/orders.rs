@@ -26,7 +26,7 @@ use postrider_common::wire::stored;
 use tokio::task::{JoinError, JoinSet};
 
 use super::Worker;
-use crate::catalog::Name;
+use crate::catalog::{Changed, Name};
 use crate::shard::dead::{Search, rewrite};
 use crate::shard::delivery::{Known, Record};
 use crate::shard::feed;
@@ -82,8 +82,8 @@ pub(super) enum Read {
     Index(Vec<Parked>, Option<Command>),
     /// Some of them.
     Segments(Vec<(Parked, Segment)>),
-    /// Which webhooks have dead letters.
-    Webhooks(Vec<Name>),
+    /// The first dead letters of each webhook that has some.
+    Webhooks(Vec<Parked>),
 }
 
 impl Orders {
@@ -169,11 +169,25 @@ impl Worker {
 
     /// A webhook of any shard does not exist any more.
     pub(super) fn webhook_deleted(&mut self, name: Name, at: Revision) {
-        let ours = |count| shard::of(&name.0, &name.1, count) == self.tenure.shard;
-        if self.shard_count.is_none_or(ours) {
+        if self.is_ours(&name) {
             self.effects.records.push(Record::Gone(name.0.clone(), name.1.clone()));
             self.orders.former.insert(name, at);
         }
+    }
+
+    /// If what changed is that a webhook of any shard does not exist any more, but another of its name does.
+    pub(super) fn webhook_replaced(&mut self, changed: Option<&Changed>) {
+        if let Some(Changed::Replaced(name)) = changed
+            && self.is_ours(name)
+        {
+            let since = self.shards.deps.catalog.since(name);
+            self.orders.former.insert(name.clone(), since);
+        }
+    }
+
+    fn is_ours(&self, (account, webhook): &Name) -> bool {
+        let ours = |count| shard::of(account, webhook, count) == self.tenure.shard;
+        self.shard_count.is_none_or(ours)
     }
 
     /// A command is deleted, after everything that it asked for.
@@ -208,14 +222,19 @@ impl Worker {
         }
     }
 
-    /// Of these webhooks, notes those that do not exist any more.
-    fn find_former(&mut self, names: Vec<Name>) {
-        for name in names {
-            if let Known::Absent(at) = self.shards.deps.catalog.current(&name) {
-                self.orders.former.insert(name, at);
+    /// Notes of which webhooks these dead letters are that do not exist any more, though another of the name may.
+    fn find_former(&mut self, dead: &[Parked]) {
+        let catalog = &self.shards.deps.catalog;
+        for at in dead {
+            let name = (at.account.clone(), at.webhook.clone());
+            let since = catalog.since(&name);
+            let is_gone = matches!(catalog.current(&name), Known::Absent(_));
+            // Written by an owner that began before the present webhook was there.
+            let is_older = Revision(i64::try_from(at.epoch).unwrap_or(i64::MAX)) < since;
+            if is_gone || is_older {
+                self.orders.former.insert(name, since);
             }
         }
-        self.wake.notify_one();
     }
 
     fn next_job(&mut self, now: Timestamp) -> Option<Job> {
@@ -262,7 +281,10 @@ impl Worker {
             }
         };
         match (read, &mut self.orders.job) {
-            (Read::Webhooks(names), _) => self.find_former(names),
+            (Read::Webhooks(dead), _) => {
+                self.find_former(&dead);
+                self.wake.notify_one();
+            }
             (Read::Index(..) | Read::Segments(_), None) => {}
             (Read::Index(found, command), Some(job)) => {
                 if let Some((key, known)) = &mut job.command {
@@ -277,17 +299,13 @@ impl Worker {
                     *known = Arc::new(command);
                     begun.into_iter().for_each(|begun| job.resume(begun));
                 }
+                let until = job.until;
+                let meant = found.iter().filter(|parked| parked.due <= until);
+                job.left = Some(meant.cloned().collect());
                 if matches!(job.search, Search::Expire(_)) {
                     // Those of webhooks whose deletion nobody saw.
-                    for parked in &found {
-                        let name = (parked.account.clone(), parked.webhook.clone());
-                        if let Known::Absent(at) = self.shards.deps.catalog.current(&name) {
-                            self.orders.former.insert(name, at);
-                        }
-                    }
+                    self.find_former(&found);
                 }
-                let until = job.until;
-                job.left = Some(found.into_iter().filter(|parked| parked.due <= until).collect());
             }
             (Read::Segments(segments), Some(job)) => {
                 let uid = job.command.as_ref().map(|(_, command)| &command.uid);
@@ -393,10 +411,10 @@ async fn index(store: SharedStore, prefix: Key) -> Vec<Parked> {
 }
 
 /// Which webhooks have dead letters.
-async fn webhooks(store: SharedStore, shard: ShardId) -> Vec<Name> {
+async fn webhooks(store: SharedStore, shard: ShardId) -> Vec<Parked> {
     loop {
-        match feed::with_dead_letters(&store, shard).await {
-            Ok(names) => return names,
+        match feed::first_dead_letters(&store, shard).await {
+            Ok(first) => return first,
             Err(error) => pause(&error).await,
         }
     }

@@ -362,9 +362,14 @@ impl Edit {
     ) -> Result<Settled, Error> {
         let mut doubt = None;
         for _ in 0..SENDS {
-            match self.store.write(write.clone()).await {
+            let refused = match self.store.write(write.clone()).await {
                 Ok(revision) => return Ok(Settled::Applied(revision)),
-                Err(WriteError::Unknown(why)) => doubt = Some(why),
+                Err(WriteError::Unknown(why)) => {
+                    doubt = Some(why);
+                    None
+                }
+                // The write that fills an etcd is applied, and answered with NOSPACE.
+                Err(error @ WriteError::NotApplied(NotApplied::Full)) if doubt.is_none() => Some(error),
                 Err(WriteError::NotApplied(NotApplied::LeaseGone)) if doubt.is_none() => {
                     self.dedupe.invalidate();
                     return Ok(Settled::Conflict);
@@ -372,12 +377,19 @@ impl Edit {
                 Err(WriteError::Conflict) if doubt.is_none() => return Ok(Settled::Conflict),
                 Err(error) if doubt.is_none() => return Err(error.into()),
                 // In doubt: what this sending met says nothing about an earlier one, but the entry does.
-                Err(_) => {}
-            }
-            if let Ok((entry, now)) = self.store.get(key).await
-                && let Some(revision) = mine(entry.as_ref(), now)
-            {
-                return Ok(Settled::Applied(revision));
+                Err(_) => None,
+            };
+            match (self.store.get(key).await, refused) {
+                (Ok((entry, now)), refused) => {
+                    if let Some(revision) = mine(entry.as_ref(), now) {
+                        return Ok(Settled::Applied(revision));
+                    }
+                    if let Some(error) = refused {
+                        return Err(error.into());
+                    }
+                }
+                (Err(why), Some(_)) => doubt = Some(why.to_string()),
+                (Err(_), None) => {}
             }
         }
         Err(Error::OutcomeUnknown(doubt.unwrap_or_default()))

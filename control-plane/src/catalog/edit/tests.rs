@@ -270,6 +270,25 @@ async fn a_store_that_is_away_or_full_is_told_apart_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_change_that_fills_the_store_is_made_though_the_store_says_that_it_is_full() {
+    let store = MemoryStore::default();
+    let edit = replica(&store, 1);
+    let change = |present: &Webhook| {
+        Ok(Webhook {
+            description: "changed".to_owned(),
+            ..present.clone()
+        })
+    };
+    store.inject(Box::new(|_| Some(Fault::Filled)));
+    create(&edit, "a", None).await.unwrap();
+    let changed = edit.update(&id("a"), None, Apply::Store, change).await.unwrap();
+    assert_eq!(changed.value.description, "changed");
+    assert_eq!(counts(&store).await, (1, 1));
+    edit.delete_webhook(&id("a"), None, Missing::Refused).await.unwrap();
+    assert_eq!(counts(&store).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dedupe_lease_that_is_gone_is_replaced() {
     let store = MemoryStore::default();
     let edit = replica(&store, 1);

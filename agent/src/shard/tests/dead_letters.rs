@@ -133,7 +133,10 @@ async fn a_redrive_keeps_the_rate_that_was_asked_for() {
 #[tokio::test(start_paused = true)]
 async fn what_is_revived_after_its_greatest_age_is_tried_for_as_long_again() {
     let (world, _agent, running) = with_dead(3, Limits::default()).await;
-    let age = webhook("a").retry.max_age;
+    let age = Duration::from_secs(600);
+    let mut impatient = webhook("a");
+    impatient.retry.max_age = age;
+    world.put_webhook(&impatient).await;
     tokio::time::sleep(age + Duration::from_secs(60)).await;
     let before = world.receiver.attempts();
     let mut left = 3;

@@ -80,6 +80,15 @@ pub(super) async fn carry_out(world: &World, number: u32, action: Action) {
         .await;
 }
 
+/// Waits until there are no dead letters, which must be soon.
+async fn all_gone_soon(world: &World) {
+    let started = tokio::time::Instant::now();
+    world
+        .eventually("the dead letters are gone", async || dead(world).await == 0)
+        .await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn dead_letters_that_are_redriven_are_delivered_once_and_are_dead_no_more() {
     let (world, _agent, running) = with_dead(700, Limits::default()).await;
@@ -317,11 +326,7 @@ async fn dead_letters_of_a_webhook_go_with_it_though_another_has_its_name_before
     replace(&world).await;
     let second = world.agent(2).await;
     let running = second.take(&world, SHARD).await;
-    let started = tokio::time::Instant::now();
-    world
-        .eventually("the dead letters are gone", async || dead(&world).await == 0)
-        .await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    all_gone_soon(&world).await;
     running.release().await;
 }
 
@@ -358,11 +363,7 @@ async fn dead_letters_expire_and_those_of_webhooks_deleted_unseen_go_too() {
     assert!(deleted > Revision::default());
     let second = world.agent_with(2, limits).await;
     let running = second.take(&world, SHARD).await;
-    let started = tokio::time::Instant::now();
-    world
-        .eventually("the dead letters are gone", async || dead(&world).await == 0)
-        .await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    all_gone_soon(&world).await;
     assert_eq!(expired(&second), 0);
     running.release().await;
 }

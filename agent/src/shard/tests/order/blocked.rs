@@ -2,6 +2,21 @@
 
 use super::*;
 
+/// An untimed world whose first event is used up.
+pub(super) fn blocked(order: Order) -> World {
+    let mut world = World::new(order, 0);
+    world.timed = false;
+    world.publish(1, 1);
+    world.step(&Step::Take { segments: 1 });
+    for _ in 0..2 {
+        world.step(&Step::End { which: 0, outcome: 0 });
+        world.step(&Step::Write);
+        world.step(&Step::Pass { millis: 5_000 });
+        world.step(&Step::Read);
+    }
+    world
+}
+
 /// Publishes and writes until `count` events wait.
 fn pile_up(world: &mut World, count: usize) {
     while world.events < count {
@@ -20,16 +35,7 @@ fn what_waits_behind_a_blocked_webhook_is_written_once_and_read_once_whoever_own
         ordering: Ordering::Strict,
         on_failure: None,
     };
-    let mut world = World::new(order, 0);
-    world.timed = false;
-    world.publish(1, 1);
-    world.step(&Step::Take { segments: 1 });
-    for _ in 0..2 {
-        world.step(&Step::End { which: 0, outcome: 0 });
-        world.step(&Step::Write);
-        world.step(&Step::Pass { millis: 5_000 });
-        world.step(&Step::Read);
-    }
+    let mut world = blocked(order);
     pile_up(&mut world, 3_000);
     let (moves, sources) = (world.moves, world.next_source);
     assert!(moves <= 3_010, "{moves} deliveries were written");

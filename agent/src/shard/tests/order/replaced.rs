@@ -1,5 +1,6 @@
 //! An ordered webhook that is deleted, and another that is created under its name: what the first one left holds up nothing.
 
+use super::blocked::blocked;
 use super::*;
 
 const STRICT: Order = Order {
@@ -27,16 +28,7 @@ impl World {
 #[test]
 fn what_was_used_up_holds_up_no_other_webhook_of_the_name() {
     for dies in [false, true] {
-        let mut world = World::new(STRICT, 0);
-        world.timed = false;
-        world.publish(1, 1);
-        world.step(&Step::Take { segments: 1 });
-        for _ in 0..2 {
-            world.step(&Step::End { which: 0, outcome: 0 });
-            world.step(&Step::Write);
-            world.step(&Step::Pass { millis: 5_000 });
-            world.step(&Step::Read);
-        }
+        let mut world = blocked(STRICT);
         let is_blocked = |world: &World| {
             world
                 .state

@@ -115,6 +115,7 @@ impl Collector for Metrics {
             ("max_in_flight", &shards.webhook_full),
             ("attempts", &shards.agent_full),
             ("reserved", &shards.reserved_full),
+            ("pace", &shards.paced),
             ("requests", &self.transport.waited),
         ];
         let held_back = held_back.map(|(limit, count)| ([("limit", limit)], count.load(Ordering::Relaxed)));
@@ -155,6 +156,7 @@ mod tests {
         metrics.shards.agent_full.fetch_add(2, Ordering::Relaxed);
         metrics.transport.waited.fetch_add(3, Ordering::Relaxed);
         metrics.shards.reserved_full.fetch_add(6, Ordering::Relaxed);
+        metrics.shards.paced.fetch_add(7, Ordering::Relaxed);
         metrics.transport.cut.fetch_add(4, Ordering::Relaxed);
         metrics.shards.expired.fetch_add(5, Ordering::Relaxed);
         let mut text = String::new();
@@ -164,6 +166,7 @@ mod tests {
             "postrider_attempts_held_back_total{limit=\"attempts\"} 2",
             "postrider_attempts_held_back_total{limit=\"requests\"} 3",
             "postrider_attempts_held_back_total{limit=\"reserved\"} 6",
+            "postrider_attempts_held_back_total{limit=\"pace\"} 7",
             "postrider_answers_cut_total 4",
             "postrider_dead_letters_expired_total 5",
         ] {

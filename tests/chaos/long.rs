@@ -40,7 +40,7 @@ pub(crate) async fn run(options: &Options) -> bool {
     let mut of_agents = Vec::new();
     let killing = async {
         for kill in &kills {
-            trial.accepted(kill.at, FLOW).await;
+            trial.moment_of(kill, FLOW).await;
             let agent = kill.which % trial.cluster.agents.len();
             let owned = trial.owned_by(trial.cluster.agents[agent].name()).await;
             let at = trial.now();

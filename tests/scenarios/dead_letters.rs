@@ -213,8 +213,7 @@ async fn a_redrive_is_no_faster_than_was_asked_for_though_its_owners_are_killed(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_letters_expire_to_the_last_though_their_owner_is_killed_amid_it() {
     const EVENTS: usize = 200;
-    // They are looked through a minute after an agent took the shard.
-    let (mut cluster, _receiver) = with_dead(EVENTS, &["--dead-letter-retention", "1s"]).await;
+    let (mut cluster, _receiver) = with_dead(EVENTS, &["--dead-letter-retention", "20s"]).await;
     let client = cluster.client(0);
     kill_amid(&mut cluster, 1).await;
     assert_adds_up(&usage(&client).await);

@@ -42,6 +42,8 @@ pub struct Tally {
     pub agent_full: u64,
     /// Times that an attempt was ready and had to leave the places that are left to receivers that answered last time.
     pub reserved_full: u64,
+    /// Times that an attempt to a receiver that did not answer last time was ready before its shard's turn.
+    pub paced: u64,
     /// Dead letters that expired.
     pub expired: u64,
     /// Attempts that failed, in the order of [`REASONS`].
@@ -77,6 +79,8 @@ pub struct Counters {
     pub agent_full: AtomicU64,
     /// Times that an attempt was ready and had to leave the places that are left to receivers that answered last time.
     pub reserved_full: AtomicU64,
+    /// Times that an attempt to a receiver that did not answer last time was ready before its shard's turn.
+    pub paced: AtomicU64,
     /// Dead letters that expired.
     pub expired: AtomicU64,
     /// Attempts that failed, in the order of [`REASONS`].
@@ -118,6 +122,7 @@ impl Counters {
         add(&self.webhook_full, tally.webhook_full);
         add(&self.agent_full, tally.agent_full);
         add(&self.reserved_full, tally.reserved_full);
+        add(&self.paced, tally.paced);
         add(&self.expired, tally.expired);
         for (counter, count) in self.failed.iter().zip(tally.failed) {
             add(counter, count);

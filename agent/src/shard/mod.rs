@@ -28,6 +28,7 @@ pub mod gathering;
 pub mod lane;
 pub mod ledger;
 pub mod order;
+mod pace;
 pub mod queue;
 mod shards;
 pub mod state;

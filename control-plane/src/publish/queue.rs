@@ -37,6 +37,9 @@ const SECOND_LANE_BYTES: usize = 128 << 10;
 /// See [`SECOND_LANE_BYTES`].
 const SECOND_LANE_REQUESTS: usize = 128;
 
+/// A request of more than this goes alone, and others are not kept waiting for it: it is for thousands of webhooks, and takes some ten milliseconds to pack.
+const WIDE_BYTES: usize = 512 << 10;
+
 /// What a request is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Published {
@@ -71,7 +74,7 @@ struct State {
     followers: HashMap<Key, Vec<Submission>>,
     followers_count: usize,
     followers_bytes: usize,
-    /// Lanes with a transaction in flight.
+    /// Lanes with a transaction in flight, but for those of a wide request.
     busy: usize,
     closed: bool,
     /// Most bytes of the next transaction before packing: what packs to [`TARGET_BYTES`], by the last ones.
@@ -104,12 +107,21 @@ impl State {
         let mut load = Load::new(self.limit);
         while let Some(next) = self.waiting.pop_front() {
             let late = now > next.since + MAX_WAIT;
-            if !late && !load.take_in(&next.work) {
+            let wide = next.bytes > WIDE_BYTES;
+            if !late && (wide && !taken.batch.is_empty() || !load.take_in(&next.work)) {
                 self.waiting.push_front(next);
                 break;
             }
             self.waiting_bytes = self.waiting_bytes.saturating_sub(next.bytes);
-            if late { &mut taken.late } else { &mut taken.batch }.push(next);
+            if late {
+                taken.late.push(next);
+                continue;
+            }
+            taken.batch.push(next);
+            if wide {
+                taken.wide = true;
+                break;
+            }
         }
         taken
     }
@@ -118,7 +130,7 @@ impl State {
 /// What a free lane does.
 enum Turn {
     /// Writes these.
-    Begin(Vec<Submission>),
+    Begin(Batch),
     /// Looks again.
     Again,
     /// Waits.
@@ -130,7 +142,15 @@ enum Turn {
 #[derive(Default)]
 struct Taken {
     batch: Vec<Submission>,
+    /// It is one wide request.
+    wide: bool,
     late: Vec<Submission>,
+}
+
+/// Requests for one transaction.
+pub(super) struct Batch {
+    pub(super) submissions: Vec<Submission>,
+    pub(super) wide: bool,
 }
 
 impl Queue {
@@ -206,7 +226,7 @@ impl Queue {
 
     /// Waits until a transaction should begin and takes its requests; `None` once `stop` was given and nothing waits. The lane is busy until
     /// [`Queue::done`].
-    pub(super) async fn next(&self, stop: &CancellationToken) -> Option<Vec<Submission>> {
+    pub(super) async fn next(&self, stop: &CancellationToken) -> Option<Batch> {
         loop {
             let wake = self.wake.notified();
             tokio::pin!(wake);
@@ -238,9 +258,9 @@ impl Queue {
         if !state.is_due() && !state.closed {
             return Turn::Wait;
         }
-        let Taken { batch, late } = state.take(Instant::now());
+        let Taken { batch, wide, late } = state.take(Instant::now());
         self.tell(&state);
-        state.busy += usize::from(!batch.is_empty());
+        state.busy += usize::from(!batch.is_empty() && !wide);
         let more = state.is_due();
         drop(state);
         if more {
@@ -251,12 +271,19 @@ impl Queue {
         if batch.is_empty() {
             Turn::Again
         } else {
-            Turn::Begin(batch)
+            Turn::Begin(Batch {
+                submissions: batch,
+                wide,
+            })
         }
     }
 
     /// The lane's transaction is over. `packed` says how well it packed: bytes before and after.
-    pub(super) fn done(&self, packed: Option<(usize, usize)>) {
+    pub(super) fn done(&self, wide: bool, packed: Option<(usize, usize)>) {
+        if wide {
+            // It did not count, and says nothing about the next.
+            return;
+        }
         let mut state = self.lock();
         state.busy = state.busy.saturating_sub(1);
         if let Some((before, after)) = packed
@@ -362,5 +389,51 @@ fn full() -> Error {
         reason: "PUBLISH_QUEUE_FULL",
         description: "too many events wait to be stored; nothing was done".into(),
         retry_after: Some(FULL_RETRY_DELAY),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::super::admission::Identity;
+    use super::super::batch::Dedupe;
+    use super::*;
+
+    fn work(number: u32, bytes: usize) -> Work {
+        let request = format!("00000000-0000-4000-8000-{number:012}").parse().unwrap();
+        Work {
+            parts: Vec::new(),
+            dedupe: Some(Dedupe {
+                identity: Identity::new(&"a".parse().unwrap(), &request, Default::default()),
+                value: vec![0; bytes].into(),
+            }),
+            answer: Answer::default(),
+        }
+    }
+
+    #[test]
+    fn a_wide_request_goes_alone_and_others_are_not_kept_waiting_for_it() {
+        let (queue, stop) = (Queue::new(Arc::default()), CancellationToken::new());
+        let sizes = || {
+            let batch = queue.next(&stop).now_or_never()??;
+            Some((
+                batch.wide,
+                batch.submissions.iter().map(|one| one.bytes >> 10).collect::<Vec<_>>(),
+            ))
+        };
+        let outcomes = [10, 20, 600, 30, 40].map(|kib| queue.submit(work(kib, (kib as usize) << 10)));
+        assert!(outcomes.iter().all(Result::is_ok));
+        assert_eq!(sizes(), Some((false, vec![10, 20])));
+        // The second lane: there is much to do.
+        assert_eq!(sizes(), Some((true, vec![600])));
+        assert_eq!(sizes(), None, "a small transaction is in flight");
+        queue.done(false, None);
+        assert_eq!(sizes(), Some((false, vec![30, 40])), "the wide one may take its time");
+        queue.done(true, None);
+        let _more = queue.submit(work(50, 50 << 10));
+        assert_eq!(sizes(), None);
+        queue.done(false, None);
+        assert_eq!(sizes(), Some((false, vec![50])));
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::{self, Sealed};
 use super::idempotency;
-use super::queue::{Outcome, Published, Queue, Submission};
+use super::queue::{Batch, Outcome, Published, Queue, Submission};
 use crate::api::status::{Error, Violations};
 use crate::catalog::dedupe::DedupeLease;
 
@@ -103,8 +103,9 @@ impl Writer {
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut named = self.begin();
         while let Some(batch) = self.queue.next(&stop).await {
-            let packed = self.commit(&mut named, batch).await;
-            self.queue.done(packed);
+            let Batch { submissions, wide } = batch;
+            let packed = self.commit(&mut named, submissions).await;
+            self.queue.done(wide, packed);
         }
     }
 

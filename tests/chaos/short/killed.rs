@@ -16,7 +16,7 @@ async fn agents_control_planes_and_etcd_killed_in_turn_lose_nothing_and_keep_eve
     let publishing = trial.publishing();
     let killing = async {
         for kill in &kills {
-            trial.accepted(kill.at, FLOW).await;
+            trial.moment_of(kill, FLOW).await;
             trial.carry_out(kill).await;
         }
     };

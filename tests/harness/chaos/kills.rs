@@ -1,5 +1,7 @@
 //! Kills in turn, at random moments that a seed gives. Pure.
 
+use std::time::Duration;
+
 use postrider_common::entropy::Entropy;
 
 /// Who is killed.
@@ -25,9 +27,14 @@ pub struct Kill {
     pub victim: Victim,
     /// Which of them, modulo how many there are.
     pub which: usize,
-    /// When so many events are accepted.
+    /// When so many events are accepted,
     pub at: usize,
+    /// and so long after that: what is under way just then is nothing special.
+    pub after: Duration,
 }
+
+/// How long after that at most.
+const AFTER: Duration = Duration::from_millis(500);
 
 /// So many kills among so many events: each victim in turn, each somewhere in its own part of the course.
 #[allow(
@@ -43,6 +50,7 @@ pub fn plan(kills: usize, events: usize, entropy: &dyn Entropy) -> Vec<Kill> {
         victim,
         which: entropy.next_u64() as usize,
         at: ((number as f64 + entropy.fraction()) * part) as usize,
+        after: AFTER.mul_f64(entropy.fraction()),
     };
     (0..kills).zip(victims).map(one).collect()
 }

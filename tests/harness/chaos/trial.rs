@@ -8,6 +8,7 @@ use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::shard;
 use postrider_common::time::{Clock, SystemClock, Timestamp};
 use postrider_proto::v1::{GetAccountUsageRequest, ListDeadLettersRequest, ListShardsRequest, Shard};
+use tokio::time::Instant;
 
 use super::checker::{self, Counts, Fault, Micros, Report, Run, Webhook};
 use super::course::{ACCOUNT, Course, event_number, event_type, webhook_id};
@@ -161,6 +162,12 @@ impl Trial {
         for _ in 0..agents {
             self.cluster.add_agent().await;
         }
+    }
+
+    /// Waits for the moment of a kill.
+    pub async fn moment_of(&self, kill: &Kill, deadline: Duration) {
+        self.accepted(kill.at, deadline).await;
+        wait::moment(Instant::now() + kill.after).await;
     }
 
     /// Carries out a kill, and starts what was killed again.

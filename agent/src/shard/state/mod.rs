@@ -11,21 +11,19 @@ mod runnable;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{self, Parked};
 use postrider_common::model::history::Fate;
-use postrider_common::model::segment::Event;
 use postrider_common::model::usage::Dropped;
-use postrider_common::model::webhook::Webhook;
 use postrider_common::shard::ShardId;
 use postrider_common::store::Revision;
 use postrider_common::time::Timestamp;
 
 use self::marks::{Mark, Marks};
+use self::start::Flight;
+pub use self::start::Start;
 use self::{numbers::Numbers, runnable::Runnable};
 use crate::shard::counters::Tally;
 use crate::shard::delivery::{
@@ -45,31 +43,6 @@ pub const AGE: &str = "AGE";
 /// Names an attempt while it is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttemptId(usize);
-
-/// An attempt to be started.
-#[derive(Debug, Clone)]
-pub struct Start {
-    /// Its name, until [`State::ended`].
-    pub attempt: AttemptId,
-    /// To whom.
-    pub webhook: Arc<Webhook>,
-    /// What: one event, or all of a batch.
-    pub events: Vec<Arc<Event>>,
-    /// The same on every attempt: the event's id, or the batch's.
-    pub id: Arc<str>,
-    /// Which attempt of this delivery, from 1.
-    pub number: u32,
-    /// Its number among the webhook's deliveries, if they are numbered.
-    pub sequence: Option<NonZeroU64>,
-}
-
-struct Flight {
-    lane: usize,
-    deliveries: Vec<Delivery>,
-    webhook: Arc<Webhook>,
-    /// The order under which it began.
-    serial: Option<u32>,
-}
 
 /// The state of one worker.
 pub struct State {

@@ -61,7 +61,12 @@ impl Runnable {
 
     /// Whether [`Runnable::pop`] would give one.
     pub(super) fn has(&self, doubtful: bool) -> bool {
-        !self.proven.is_empty() || doubtful && !self.doubtful.is_empty()
+        !self.proven.is_empty() || doubtful && self.has_doubtful()
+    }
+
+    /// Whether one of the others waits.
+    pub(super) fn has_doubtful(&self) -> bool {
+        !self.doubtful.is_empty()
     }
 }
 

@@ -3,18 +3,52 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use postrider_common::model::segment::Event;
 use postrider_common::model::webhook::{DEFAULT_MAX_IN_FLIGHT, Webhook};
 use postrider_common::planted::{self, Bug};
 use postrider_common::time::Timestamp;
 
 use super::marks::Mark;
-use super::{AGE, AttemptId, EXPIRED, Flight, Start, State};
+use super::{AGE, AttemptId, EXPIRED, State};
 use crate::shard::delivery::{Delivery, Effects};
+
+/// An attempt to be started.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Its name, until [`State::ended`].
+    pub attempt: AttemptId,
+    /// To whom.
+    pub webhook: Arc<Webhook>,
+    /// What: one event, or all of a batch.
+    pub events: Vec<Arc<Event>>,
+    /// The same on every attempt: the event's id, or the batch's.
+    pub id: Arc<str>,
+    /// Which attempt of this delivery, from 1.
+    pub number: u32,
+    /// Its number among the webhook's deliveries, if they are numbered.
+    pub sequence: Option<NonZeroU64>,
+    /// Whether the receiver answered last time.
+    pub proven: bool,
+}
+
+/// What is under way.
+pub(super) struct Flight {
+    pub lane: usize,
+    pub deliveries: Vec<Delivery>,
+    pub webhook: Arc<Webhook>,
+    /// The order under which it began.
+    pub serial: Option<u32>,
+}
 
 impl State {
     /// Something may be ready to be started, as [`State::start`] is asked.
     pub fn has_runnable(&self, doubtful: bool) -> bool {
         self.runnable.has(doubtful)
+    }
+
+    /// Something may be ready for a receiver that did not answer last time.
+    pub fn has_doubtful(&self) -> bool {
+        self.runnable.has_doubtful()
     }
 
     /// The next attempt to be made, lanes taking turns; `None` if there is none now. Unless `doubtful`, none to a receiver that did not answer last time.
@@ -82,6 +116,7 @@ impl State {
             number: first.state.attempts.saturating_add(1),
             sequence: NonZeroU64::new(first.state.sequence).filter(|_| webhook.numbered && first.batch.is_none()),
             events: deliveries.iter().map(|delivery| delivery.event.clone()).collect(),
+            proven: self.lane(at)?.breaker.is_proven(),
         };
         let lane = self.lane(at)?;
         lane.started(&webhook, now);

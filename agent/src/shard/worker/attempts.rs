@@ -16,6 +16,7 @@ use super::Worker;
 use crate::attempt::{Attempt, Evidence, Made, Outcome, Sent};
 use crate::history::seen;
 use crate::shard::counters::Counted;
+use crate::shard::pace::Leave;
 use crate::shard::state::{AttemptId, Start};
 
 /// When to look again after the lease was not certain to live: its keep-alive answers within some milliseconds, or it is lost.
@@ -23,6 +24,14 @@ const UNSAFE_PAUSE: Duration = Duration::from_millis(20);
 
 /// When to look again whether there is room for attempts to receivers that did not answer last time: it comes as attempts time out, after seconds.
 const DOUBTFUL_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why an attempt to a receiver that did not answer last time may not begin now.
+enum Pause {
+    /// What is left is for the others.
+    Reserved,
+    /// It is not the shard's turn for so long.
+    Paced(Duration),
+}
 
 pub(super) type PermitWait = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
 
@@ -39,13 +48,16 @@ impl Worker {
         }
         let attempts = self.shards.attempts.clone();
         while self.permit_wait.is_none() && self.pen.may_start() {
-            let doubtful = attempts.available_permits() > self.shards.limits.reserved;
-            if !self.state.has_runnable(doubtful) {
-                if self.state.has_runnable(true) {
-                    self.state.tally.reserved_full += 1;
-                    let again = now + DOUBTFUL_PAUSE;
-                    self.look_at = Some(self.look_at.map_or(again, |at| at.min(again)));
+            let leave = self.state.has_doubtful().then(|| self.leave());
+            let leave = match leave.transpose() {
+                Ok(leave) => leave,
+                Err(_) if self.state.has_runnable(false) => None,
+                Err(pause) => {
+                    self.held_back(pause, now);
+                    break;
                 }
+            };
+            if !self.state.has_runnable(leave.is_some()) {
                 break;
             }
             let Some(permit) = self.permit.take().or_else(|| attempts.clone().try_acquire_owned().ok()) else {
@@ -53,15 +65,48 @@ impl Worker {
                 self.state.tally.agent_full += 1;
                 return;
             };
-            if let Some(start) = self.state.start(now, doubtful, &mut self.effects) {
-                self.launch(start, permit);
+            if let Some(start) = self.state.start(now, leave.is_some(), &mut self.effects) {
+                self.launch(start, permit, leave);
             }
         }
         // One that came after a wait is not kept while it cannot be used.
         self.permit = None;
     }
 
-    fn launch(&mut self, start: Start, permit: OwnedSemaphorePermit) {
+    /// Leave to begin an attempt to a receiver that did not answer last time.
+    fn leave(&mut self) -> Result<Leave, Pause> {
+        if self.shards.attempts.available_permits() <= self.shards.limits.reserved {
+            return Err(Pause::Reserved);
+        }
+        self.shards.pace.leave(&mut self.pace).map_err(Pause::Paced)
+    }
+
+    /// There is nothing to begin but what has no leave.
+    fn held_back(&mut self, pause: Pause, now: Timestamp) {
+        let pause = match pause {
+            Pause::Reserved => {
+                self.state.tally.reserved_full += 1;
+                DOUBTFUL_PAUSE
+            }
+            Pause::Paced(pause) => {
+                self.state.tally.paced += 1;
+                pause
+            }
+        };
+        let again = now + pause;
+        self.look_at = Some(self.look_at.map_or(again, |at| at.min(again)));
+    }
+
+    /// Begins an attempt. What leave to begin it it does not need is given back.
+    fn launch(&mut self, start: Start, permit: OwnedSemaphorePermit, leave: Option<Leave>) {
+        let unpaced = match (leave, &mut self.pace) {
+            (Some(Leave::Unpaced(unpaced)), _) if !start.proven => Some(unpaced),
+            (Some(Leave::Turn), Some(turn)) if !start.proven => {
+                turn.used();
+                None
+            }
+            _ => None,
+        };
         let id = start.attempt;
         let sender = self.shards.deps.sender.clone();
         let counted = Counted::new(self.shards.counters.clone(), |counters| &counters.in_flight);
@@ -81,7 +126,7 @@ impl Worker {
             evidence: Evidence::none(now),
         };
         self.attempts.spawn(async move {
-            let (_permit, _counted) = (permit, counted);
+            let (_permit, _unpaced, _counted) = (permit, unpaced, counted);
             let made = tokio::select! {
                 biased;
                 () = over => not_made("the lease is not certain to live"),

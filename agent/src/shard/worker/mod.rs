@@ -33,6 +33,7 @@ use super::counters::Tally;
 use super::delivery::{Effects, Known, Load};
 use super::feed::{self, Feed, Found, Got};
 use super::ledger::Pen;
+use super::pace::Turn;
 use super::shards::{Command, Shards};
 use super::state::{AttemptId, State};
 use crate::attempt::Made;
@@ -107,6 +108,8 @@ pub(super) struct Worker {
     next_source: u64,
     permit: Option<OwnedSemaphorePermit>,
     permit_wait: Option<PermitWait>,
+    /// The shard's turn to begin attempts to receivers that did not answer last time.
+    pace: Option<Turn>,
     /// When the next look is due although nothing else happens.
     look_at: Option<Timestamp>,
     orders: Orders,
@@ -207,6 +210,7 @@ impl Worker {
         }
         let ration = shards.limits.history.share(found.shard_count).map(Ration::new);
         let feed = Feed::spawn(group, shards.deps.store.clone(), tenure.shard, wake.clone());
+        let retention = shards.limits.dead_letter_retention;
         Self {
             shards,
             tenure,
@@ -228,8 +232,9 @@ impl Worker {
             next_source: 0,
             permit: None,
             permit_wait: None,
+            pace: None,
             look_at: None,
-            orders: Orders::new(now),
+            orders: Orders::new(now, retention),
             singles: Singles::default(),
             shard_count: found.shard_count,
         }

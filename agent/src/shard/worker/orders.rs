@@ -34,7 +34,7 @@ use crate::shard::feed;
 /// Values read in one go: a quarter of a megabyte.
 const AT_ONCE: usize = 4;
 
-/// When dead letters are first looked through after a shard was taken, and how often from then on. They are kept for weeks.
+/// When dead letters are first looked through after a shard was taken, and how often from then on, if they are kept for longer. Usually it is for weeks.
 const TIDY_AFTER: Duration = Duration::from_secs(60);
 
 /// See [`TIDY_AFTER`].
@@ -87,14 +87,14 @@ pub(super) enum Read {
 }
 
 impl Orders {
-    /// Nothing is to be done yet.
-    pub(super) fn new(now: Timestamp) -> Self {
+    /// Nothing is to be done yet. Dead letters are kept for `retention`.
+    pub(super) fn new(now: Timestamp, retention: Duration) -> Self {
         Self {
             finished: BTreeSet::new(),
             redrives: BTreeMap::new(),
             former: BTreeMap::new(),
             asked: false,
-            tidy_at: now + TIDY_AFTER,
+            tidy_at: now + TIDY_AFTER.min(retention),
             job: None,
             reads: JoinSet::new(),
             rewritten: 0,
@@ -262,7 +262,7 @@ impl Worker {
         if self.orders.tidy_at > now {
             return None;
         }
-        self.orders.tidy_at = now + TIDY_EVERY;
+        self.orders.tidy_at = now + TIDY_EVERY.min(self.shards.limits.dead_letter_retention);
         let retention = self.shards.limits.dead_letter_retention;
         let before = now.as_millis() - i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
         let before = Timestamp::from_millis(before);

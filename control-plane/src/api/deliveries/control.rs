@@ -7,7 +7,7 @@ use std::time::Duration;
 use postrider_common::id::{AccountId, EventId, WebhookId};
 use postrider_common::key::{self, Key};
 use postrider_common::model::command::{Action, Command, Filter};
-use postrider_common::store::{Guard, ListRequest, Op, Write};
+use postrider_common::store::{Guard, ListRequest, NotApplied, Op, Write, WriteError};
 use postrider_common::wire::stored;
 use postrider_proto::v1;
 use tokio::time::Instant;
@@ -227,7 +227,16 @@ impl Deliveries {
             guards: vec![Guard::Absent(key.clone())],
             ops: vec![Op::put(key.clone(), stored::encode_command(&command))],
         };
-        store.write(write).await?;
+        match store.write(write).await {
+            Ok(_) => {}
+            // The write that fills an etcd is applied, and answered with NOSPACE; one whose answer was lost may be applied too.
+            Err(error @ (WriteError::NotApplied(NotApplied::Full) | WriteError::Unknown(_))) => {
+                if store.get(&key).await?.0.is_none() {
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
         self.is_carried_out(&key).await
     }
 

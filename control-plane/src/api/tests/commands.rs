@@ -2,6 +2,7 @@
 
 use postrider_common::key::ParkedKind;
 use postrider_common::shard;
+use postrider_common::store::memory::Fault;
 use postrider_common::store::{Op, Write, list_all};
 use postrider_common::wire::stored;
 
@@ -260,4 +261,27 @@ async fn a_command_that_nobody_carries_out_stays_and_there_are_a_hundred_at_most
     let status = server.deliveries.cancel_delivery(request).await.unwrap_err();
     assert_eq!(reason(&status), (Code::ResourceExhausted, "COMMANDS".into()));
     assert_eq!(commands(&server).await, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_was_stored_is_not_told_as_refused_though_the_store_says_that_it_is_full() {
+    let mut server = serve().await;
+    let webhook = server.create("a", valid()).await;
+    die(&server, &webhook).await;
+    let request = v1::CancelDeliveryRequest {
+        name: format!("{PARENT}/deliveries/e"),
+    };
+    let mut stored = 0;
+    for (fault, is_stored, told) in [
+        (Fault::Full, false, (Code::ResourceExhausted, "STORE_FULL")),
+        (Fault::Filled, true, (Code::Unavailable, "NOT_YET_CARRIED_OUT")),
+        (Fault::LostRequest, false, (Code::Unavailable, "OUTCOME_UNKNOWN")),
+        (Fault::LostAnswer, true, (Code::Unavailable, "NOT_YET_CARRIED_OUT")),
+    ] {
+        server.store.inject(Box::new(move |_| Some(fault)));
+        let status = server.deliveries.cancel_delivery(request.clone()).await.unwrap_err();
+        assert_eq!(reason(&status), (told.0, told.1.into()), "{fault:?}");
+        stored += usize::from(is_stored);
+        assert_eq!(commands(&server).await, stored, "{fault:?}");
+    }
 }

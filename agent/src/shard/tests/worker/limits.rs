@@ -109,3 +109,44 @@ async fn attempts_beyond_those_of_a_webhook_wait_are_counted_and_made() {
     assert!(received.values().all(|times| *times == 1));
     running.release().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn attempts_to_receivers_that_do_not_answer_are_paced_and_hold_up_nobody_else() {
+    let mut world = World::new();
+    let silent: Vec<String> = (0..40).map(|number| format!("silent-{number}")).collect();
+    let mut at_least = world.put_webhook(&webhook("well")).await;
+    for id in &silent {
+        at_least = world.put_webhook(&webhook(id)).await;
+    }
+    // Until the test is over.
+    world.receiver.answers(|call| {
+        let pause = if call.0 == "well" { 0 } else { 3_600_000 };
+        (Duration::from_millis(pause), DELIVERED)
+    });
+    let limits = Limits {
+        unpaced: 5,
+        paced_rate: 20,
+        ..Limits::default()
+    };
+    let agent = world.agent_with(1, limits).await;
+    let running = agent.take(&world, SHARD).await;
+    world.publish_some(SHARD, "first", 1, &["well"], at_least).await;
+    world.done(SHARD).await;
+    let began = Instant::now();
+    let silent: Vec<&str> = silent.iter().map(String::as_str).collect();
+    world.publish_some(SHARD, "noise", 1, &silent, at_least).await;
+    world.publish_some(SHARD, "next", 100, &["well"], at_least).await;
+    world
+        .eventually("the other's events arrive", async || {
+            world.receiver.received().len() == 101
+        })
+        .await;
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    world
+        .eventually("all have begun", async || world.receiver.attempts() == 141)
+        .await;
+    // All but five, and four of the first turn.
+    assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(agent.shards.counters().paced.load(Ordering::Relaxed) > 0);
+    drop(running);
+}

@@ -10,11 +10,14 @@ use postrider_common::entropy::{Entropy as _, SystemEntropy};
 use postrider_common::id::AgentId;
 use postrider_common::net::TcpDialer;
 use postrider_common::time::{Clock as _, SystemClock};
-use postrider_common::{config, shutdown, store, task};
+use postrider_common::{config, open_files, shutdown, store, task};
 use prometheus_client::registry::Registry;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Open files with which no attempt has to wait for one: sockets of all attempts that may be under way, and of idle connections.
+const ENOUGH_FILES: u64 = 16 * 1024;
 
 fn main() -> ExitCode {
     start().unwrap_or_else(|error| {
@@ -38,6 +41,13 @@ fn start() -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?
         .block_on(async move {
+            let open_files = open_files::raise_limit();
+            if open_files < ENOUGH_FILES {
+                tracing::warn!(
+                    open_files,
+                    "this process may have few files open: attempts for which there is none wait (see ulimit -Hn)"
+                );
+            }
             let group = task::Group::default();
             let stop = shutdown::on_signal(&group)?;
             let store = store::url::open(&shared.store, &shared.prefix).await?;

@@ -10,6 +10,7 @@ pub mod key;
 pub mod metric;
 pub mod model;
 pub mod net;
+pub mod open_files;
 pub mod planted;
 pub mod retry;
 pub mod schedule;

@@ -8,7 +8,7 @@ use postrider_common::admin::{self, Readiness};
 use postrider_common::entropy::{Entropy as _, SystemEntropy};
 use postrider_common::id::ControlPlaneId;
 use postrider_common::time::{Clock as _, SystemClock};
-use postrider_common::{config, shutdown, store, task};
+use postrider_common::{config, open_files, shutdown, store, task};
 use postrider_control_plane::{Deps, Metrics, recover};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -44,6 +44,8 @@ fn start() -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?
         .block_on(async move {
+            // Each connection of a client is a file.
+            open_files::raise_limit();
             let group = task::Group::default();
             let stop = shutdown::on_signal(&group)?;
             let store = store::url::open(&shared.store, &shared.prefix).await?;

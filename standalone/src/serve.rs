@@ -18,7 +18,7 @@ use postrider_common::secret::Keyring;
 use postrider_common::store::file::FileStore;
 use postrider_common::store::{self, Op, SharedStore, Write};
 use postrider_common::time::{Clock as _, SystemClock};
-use postrider_common::{egress, key, shutdown, task};
+use postrider_common::{egress, key, open_files, shutdown, task};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -115,6 +115,8 @@ pub(crate) fn main(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?
         .block_on(async move {
+            // Each connection of a client and to a receiver is a file.
+            open_files::raise_limit();
             let group = task::Group::default();
             let stop = shutdown::on_signal(&group)?;
             let listener = TcpListener::bind(options.listen)

@@ -42,6 +42,8 @@ enum Mode {
     Members,
     /// What others feel of 10,000 dead webhooks of noisy accounts, and what these cost an agent.
     Isolation,
+    /// What others feel of an account that publishes a hundred times as much.
+    Noise,
     /// A cluster of another build is replaced by this one, and back.
     Upgrade,
     /// The store in a file is killed while it is written to.
@@ -93,6 +95,7 @@ async fn main() -> ExitCode {
         Mode::Handover => figures::handover::run(&options).await,
         Mode::Members => figures::members::run(&options).await,
         Mode::Isolation => figures::isolation::run(&options).await,
+        Mode::Noise => figures::noise::run(&options).await,
         Mode::Upgrade => upgrade::run(&options).await,
         Mode::Store => store::run(&options).await,
         Mode::StoreWriter => store::writer(&options.store)

@@ -1,11 +1,9 @@
 //! Noisy accounts with thousands of webhooks that refuse connections or never answer: what others feel, and what it costs an agent.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use postrider_proto::v1::{DeliveryOptions, Webhook};
 use postrider_tests::chaos::course::Course;
-use postrider_tests::chaos::measure::latencies;
 use postrider_tests::chaos::trial::Trial;
 use postrider_tests::client::{event, no_auth, webhook};
 use postrider_tests::cluster::Cluster;
@@ -13,7 +11,7 @@ use postrider_tests::port::Reserved;
 use postrider_tests::usage::Usage;
 use tokio::net::TcpListener;
 
-use super::{WARM, figure, goes_on};
+use super::{MEASURED, WARM, figure, goes_on, within_twice};
 use crate::Options;
 
 /// The noisy accounts, each with as many webhooks as one may have.
@@ -27,9 +25,6 @@ const ADDRESSES: usize = 100;
 
 /// What an agent may have resident, in MiB.
 const RESIDENT: f64 = 700.0;
-
-/// How long each part is measured.
-const MEASURED: Duration = Duration::from_secs(20);
 
 /// One of so many webhooks is refused its connections; the others connect, and are not answered.
 const REFUSING_OF: usize = 11;
@@ -132,22 +127,13 @@ pub(crate) async fn run(options: &Options) -> bool {
         .witness
         .until("what was accepted", super::FLOW, |log| log.taken() >= all)
         .await;
-    let (arrivals, asked) = (trial.witness.log().arrivals.clone(), trial.journal.asked());
-    let webhooks: Vec<usize> = (0..trial.course.webhooks()).collect();
-    let p99 = |from, to| latencies(&arrivals, &asked, &webhooks, from, to).millis_at(99);
-    let (alone, beside) = (p99(alone, beside), p99(beside, end));
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let peak = Usage::of(agent).peak_bytes;
     println!(
         "\nnoisy accounts with {dead_webhooks} dead webhooks, {} of them silent; {NOISE} events for each of them",
         options.dead
     );
-    figure(
-        "p99 latency of another account's webhooks",
-        format!("{beside:.1} ms"),
-        format!("<= 2 x {alone:.1} ms"),
-        beside <= 2.0 * alone,
-    );
+    within_twice(&trial, alone, beside, end);
     println!("resident before: {:.0} MiB", mib(before));
     figure(
         "resident memory of the agent at most",

@@ -4,10 +4,13 @@ pub(crate) mod failover;
 pub(crate) mod handover;
 pub(crate) mod isolation;
 pub(crate) mod members;
+pub(crate) mod noise;
 
 use std::fmt::Display;
 use std::time::Duration;
 
+use postrider_tests::chaos::checker::Micros;
+use postrider_tests::chaos::measure::latencies;
 use postrider_tests::chaos::trial::Trial;
 
 use crate::Options;
@@ -18,6 +21,9 @@ const FLOW: Duration = Duration::from_secs(120);
 /// How long publishing goes on before something is done, and after.
 const WARM: Duration = Duration::from_secs(3);
 
+/// How long latencies are measured.
+const MEASURED: Duration = Duration::from_secs(20);
+
 /// All of them. Tells whether every promise was kept; a figure that misses its target is no broken promise.
 pub(crate) async fn all(options: &Options) -> bool {
     let clean = [
@@ -25,6 +31,7 @@ pub(crate) async fn all(options: &Options) -> bool {
         handover::run(options).await,
         members::run(options).await,
         isolation::run(options).await,
+        noise::run(options).await,
     ];
     clean.into_iter().all(|clean| clean)
 }
@@ -48,6 +55,20 @@ fn millis(what: &str, measured: f64, target: f64) {
 /// Prints a count that should be 0.
 fn none(what: &str, count: usize) {
     figure(what, count, 0, count == 0);
+}
+
+/// Prints the latency of the course's events from `beside` to `end`, which should be at most twice that from `alone` to `beside`.
+fn within_twice(trial: &Trial, alone: Micros, beside: Micros, end: Micros) {
+    let (arrivals, asked) = (trial.witness.log().arrivals.clone(), trial.journal.asked());
+    let webhooks: Vec<usize> = (0..trial.course.webhooks()).collect();
+    let p99 = |from, to| latencies(&arrivals, &asked, &webhooks, from, to).millis_at(99);
+    let (alone, beside) = (p99(alone, beside), p99(beside, end));
+    figure(
+        "p99 latency of another account's webhooks",
+        format!("{beside:.1} ms"),
+        format!("<= 2 x {alone:.1} ms"),
+        beside <= 2.0 * alone,
+    );
 }
 
 /// Waits for a time in which the course goes on.

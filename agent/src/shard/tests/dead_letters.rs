@@ -211,7 +211,7 @@ async fn a_redrive_that_an_agent_died_over_is_carried_out_by_the_next_and_repeat
 
 #[tokio::test(start_paused = true)]
 async fn a_redrive_that_an_agent_died_over_does_not_mean_what_died_since_and_keeps_its_rate() {
-    const COUNT: usize = 1200;
+    const COUNT: usize = 600;
     for crash_after in [2, 5, 12, 30] {
         let (world, agent, _running) = with_dead(COUNT, Limits::default()).await;
         let (key, command) = command(1, Action::Redrive(Filter::default(), Rate::new(100.0)));

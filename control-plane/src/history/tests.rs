@@ -25,7 +25,7 @@ use super::place::{PHASES, Phase, Place};
 use super::shelves::Shelves;
 use super::standing::{State, WithDead};
 use super::walk::{self, Most, Walk};
-use super::watch::Follower;
+use super::watch::{End, Follower, MISSED};
 
 const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
@@ -440,4 +440,29 @@ async fn a_follower_shows_each_segment_once_from_where_it_began_and_whatever_is_
     // Nothing happens: a sign of life.
     let news = follower.next().await.unwrap();
     assert!(news.segments.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_that_missed_too_much_is_told_and_nobody_who_missed_less() {
+    for (missed, is_told) in [(MISSED, false), (MISSED + 1, true)] {
+        let store = MemoryStore::default();
+        let token = tell(&store, 1).await;
+        let value = stored::pack_history(Chapter::default().iter(), 0);
+        let numbers: Vec<usize> = (0..missed).collect();
+        for some in numbers.chunks(100) {
+            let ops = some
+                .iter()
+                .map(|number| Op::put(told(2 + *number as u64), value.clone()));
+            let write = Write {
+                guards: Vec::new(),
+                ops: ops.collect(),
+            };
+            store.write(write).await.unwrap();
+        }
+        let newest = tell(&store, 1).await;
+        store.compact(newest).await.unwrap();
+        let mut follower = Follower::resume(Arc::new(store), key::history(ShardId(1)), token);
+        let next = follower.next().await;
+        assert_eq!(next.err(), is_told.then_some(End::TooMuch), "{missed}");
+    }
 }

@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 const AWAY_FOR: Duration = Duration::from_secs(10);
 
 /// Segments that may have been written since a follower stopped: some minutes of a busy cell. Their keys are kept while he catches up.
-const MISSED: usize = 20_000;
+pub(super) const MISSED: usize = 20_000;
 
 /// Segments read in one request.
 const READ_AT_ONCE: usize = 16;

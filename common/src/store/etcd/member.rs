@@ -28,7 +28,7 @@ const PING_ANSWER: Duration = Duration::from_secs(3);
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Largest answer that is decoded: a page of 500 values of 64 KiB, and again as much.
-const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
 /// Bytes that one stream may have on the way: a segment or a page of a listing should not wait for a round trip.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;

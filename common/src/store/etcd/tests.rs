@@ -9,6 +9,7 @@ use proptest::test_runner::TestRunner;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::member::MAX_ANSWER_BYTES;
 use super::recover::{Mode, RecoverError, recover};
 use super::*;
 use crate::store::conformance::{self, model};
@@ -205,6 +206,22 @@ fn the_store_in_etcd_does_what_the_store_in_memory_does() {
         Ok(())
     });
     outcome.unwrap();
+}
+
+#[tokio::test]
+async fn a_listing_whose_page_is_too_large_for_an_answer_is_read_all_the_same() {
+    let cluster = Cluster::start(1, &[]).await;
+    let store = cluster.store("/large/").await;
+    let (value, count) = (Bytes::from("x".repeat(1 << 20)), MAX_ANSWER_BYTES / (1 << 20) + 6);
+    for number in 0..count {
+        store
+            .write(put(&format!("a/{number:03}"), value.clone()))
+            .await
+            .unwrap();
+    }
+    let (entries, _) = crate::store::list_all(&store, &key("a/"), false).await.unwrap();
+    assert_eq!(entries.len(), count);
+    assert!(entries.iter().all(|entry| entry.value.len() == value.len()));
 }
 
 #[tokio::test]

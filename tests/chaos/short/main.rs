@@ -10,6 +10,7 @@
 )]
 
 mod compaction;
+mod disk;
 mod killed;
 mod members;
 mod partitions;

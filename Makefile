@@ -14,7 +14,7 @@ export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 SIMULATION := RUSTFLAGS='--cfg tokio_unstable' CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target}/simulation \
 	cargo run --quiet --profile simulation -p postrider-tests --features simulation --bin simulate --
 
-.PHONY: help demo test load chaos chaos-short upgrade simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd nft venv
+.PHONY: help demo test load chaos chaos-short upgrade simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd nft faketime venv
 
 help: ## Shows what can be made.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|'
@@ -33,7 +33,7 @@ chaos: etcd ## Kills programs while they work, and judges what came of it: make 
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/chaos $(ARGS)
 
-chaos-short: etcd nft build ## Some faults of real programs, one after the other: about 6 minutes.
+chaos-short: etcd nft faketime build ## Some faults of real programs, one after the other: about 10 minutes.
 	cargo nextest run -p postrider-tests --test chaos
 
 # The other revision is built from a copy, in a folder of its own.
@@ -91,6 +91,13 @@ nft:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 nftables >/dev/null; \
 	else echo 'install nft and ip, and run the tests as root: apt-get install nftables iproute2' >&2; fi
+
+# For clocks that jump. The test that needs it fails where it is missing, and says so.
+faketime:
+	@if command -v faketime >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq faketime >/dev/null; \
+	else echo 'install libfaketime: apt-get install faketime' >&2; fi
 
 venv: $(VENV)/installed
 

@@ -45,8 +45,10 @@ const STOP_GRACE: Duration = Duration::from_secs(1);
 pub struct Deps {
     /// The store.
     pub store: SharedStore,
-    /// Wall time.
+    /// Wall time: what is told, signed and sent.
     pub clock: SharedClock,
+    /// When what waits is due: wall time that does not jump.
+    pub schedule: SharedClock,
     /// Chance.
     pub entropy: SharedEntropy,
     /// Opens secrets.
@@ -103,7 +105,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) -> anyhow:
         agent: config.id.clone(),
         sender: sender.clone(),
         catalog: catalog.clone(),
-        clock: deps.clock.clone(),
+        clock: deps.schedule,
         entropy: deps.entropy,
         counters: deps.metrics.shards,
         history: deps.metrics.history,

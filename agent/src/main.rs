@@ -9,6 +9,7 @@ use postrider_common::admin::{self, Readiness};
 use postrider_common::entropy::{Entropy as _, SystemEntropy};
 use postrider_common::id::AgentId;
 use postrider_common::net::TcpDialer;
+use postrider_common::time::steady::SteadyClock;
 use postrider_common::time::{Clock as _, SystemClock};
 use postrider_common::{config, open_files, shutdown, store, task};
 use prometheus_client::registry::Registry;
@@ -55,6 +56,7 @@ fn start() -> anyhow::Result<ExitCode> {
             let deps = Deps {
                 store,
                 clock: Arc::new(SystemClock),
+                schedule: Arc::new(SteadyClock::new(Arc::new(SystemClock))),
                 entropy,
                 keyring: Arc::new(shared.keyring),
                 dialer: Arc::new(TcpDialer),

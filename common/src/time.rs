@@ -5,6 +5,8 @@ use std::ops::Add;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod steady;
+
 /// A moment in milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);

@@ -46,6 +46,9 @@ use crate::testing::Tests;
 /// How long calls that are under way may take to end after the stop: longer than a commit's deadline.
 const STOP_GRACE: Duration = Duration::from_secs(8);
 
+/// Pause after a connection that could not be accepted: short beside what a caller waits, and next to nothing is used up while it lasts.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
 /// Pause before the store is asked again at the start.
 const START_PAUSE: Duration = Duration::from_millis(500);
 
@@ -67,7 +70,29 @@ pub struct Deps {
 
 /// The connections of a listener, ready for [`run`].
 pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> + Send + 'static {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+    unhurried(TcpIncoming::from(listener).with_nodelay(Some(true)))
+}
+
+/// The same connections, with a pause where none can be accepted. Where there is no file descriptor left the server would be told so again at once, and
+/// again. Callers that left before they were accepted are no reason to let others wait.
+fn unhurried<T: Send + 'static>(
+    incoming: impl Stream<Item = io::Result<T>> + Send + 'static,
+) -> impl Stream<Item = io::Result<T>> + Send + 'static {
+    incoming.then(|accepted| async {
+        let left = |error: &io::Error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+            )
+        };
+        if let Err(error) = accepted.as_ref()
+            && !left(error)
+        {
+            tracing::warn!(%error, "a connection cannot be accepted");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    })
 }
 
 /// Serves gRPC on `incoming`, and leads when it is elected, until `stop`; then finishes what was accepted and gives up leadership.
@@ -234,4 +259,27 @@ fn lead(group: &task::Group, config: &Config, deps: &Deps, shards: std::num::Non
 
 fn url_check(policy: egress::Policy) -> api::url_rules::UrlCheck {
     Arc::new(move |text| egress::check_url(text, &policy).map(|url| url.as_str().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn where_no_connection_can_be_accepted_there_is_a_pause_and_nowhere_else() {
+        let none_left = || Err(io::Error::from_raw_os_error(24));
+        let aborted = Err(io::ErrorKind::ConnectionAborted.into());
+        let results = [Ok(1), aborted, none_left(), none_left(), Ok(2)];
+        let mut incoming = pin!(unhurried(futures_util::stream::iter(results)));
+        let begun = Instant::now();
+        assert!(matches!(incoming.next().await, Some(Ok(1))));
+        assert!(incoming.next().await.is_some_and(|failed| failed.is_err()));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert!(incoming.next().await.is_some_and(|failed| failed.is_err()));
+        assert!(incoming.next().await.is_some_and(|failed| failed.is_err()));
+        assert!(matches!(incoming.next().await, Some(Ok(2))));
+        assert_eq!(begun.elapsed(), ACCEPT_PAUSE * 2);
+    }
 }

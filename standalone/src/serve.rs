@@ -17,6 +17,7 @@ use postrider_common::net::TcpDialer;
 use postrider_common::secret::Keyring;
 use postrider_common::store::file::FileStore;
 use postrider_common::store::{self, Op, SharedStore, Write};
+use postrider_common::time::steady::SteadyClock;
 use postrider_common::time::{Clock as _, SystemClock};
 use postrider_common::{egress, key, open_files, shutdown, task};
 use prometheus_client::registry::Registry;
@@ -154,6 +155,7 @@ pub(crate) async fn run(
     let agent = postrider_agent::Deps {
         store,
         clock: Arc::new(SystemClock),
+        schedule: Arc::new(SteadyClock::new(Arc::new(SystemClock))),
         entropy,
         keyring,
         dialer: Arc::new(TcpDialer),

@@ -37,9 +37,14 @@ pub struct Client(Channel);
 impl Client {
     /// A client of the control plane at `address`; connects on first use.
     pub fn new(address: SocketAddr) -> Self {
+        Self::hasty(address, CALL_DEADLINE)
+    }
+
+    /// The same, for calls that may take so long.
+    pub fn hasty(address: SocketAddr, deadline: Duration) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address is a URI");
         let endpoint = endpoint
-            .timeout(CALL_DEADLINE)
+            .timeout(deadline)
             .connect_timeout(CONNECT_DEADLINE)
             .tcp_nodelay(true);
         Self(endpoint.connect_lazy())

@@ -21,6 +21,10 @@ use crate::port::Reserved;
 use crate::process::{Process, program};
 use crate::wait;
 
+mod start;
+
+pub use start::Start;
+
 /// Clusters of one test program run one at a time: two at once on two cores would measure the machine's scheduler. (Runners that start
 /// a process for each test are told so in `.config/nextest.toml`.)
 static TURN: Semaphore = Semaphore::const_new(1);
@@ -181,7 +185,10 @@ impl Cluster {
         for _ in 0..agents {
             self.add_agent().await;
         }
-        self.settled().await;
+        // Without an agent nobody owns anything.
+        if agents > 0 {
+            self.settled().await;
+        }
     }
 
     /// Starts control planes and waits until they serve.
@@ -193,27 +200,24 @@ impl Cluster {
 
     /// Starts a control plane with further arguments and waits until it serves.
     pub async fn add_control_plane_with(&mut self, arguments: &[&str]) {
-        let control_plane = self.start_control_plane(Reserved::new(), arguments).await;
+        let control_plane = self
+            .start_control_plane(Reserved::new(), arguments, &Start::default())
+            .await;
         self.control_planes.push(control_plane);
     }
 
     /// Starts a control plane that has ended again, at its address, and waits until it serves.
     pub async fn restart_control_plane(&mut self, ended: ControlPlane) {
-        let control_plane = self.start_control_plane(ended.port, &[]).await;
+        let control_plane = self.start_control_plane(ended.port, &[], &Start::default()).await;
         self.control_planes.push(control_plane);
     }
 
-    async fn start_control_plane(&mut self, port: Reserved, arguments: &[&str]) -> ControlPlane {
+    async fn start_control_plane(&mut self, port: Reserved, arguments: &[&str], start: &Start) -> ControlPlane {
         let listen = port.address().to_string();
         let all = self.control_plane_arguments.clone();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let store = self.etcd.url();
-        let mut process = self.run(
-            "control-plane",
-            &store,
-            &[&["--listen", &listen], &all[..], arguments].concat(),
-            None,
-        );
+        let more = [&["--listen", &listen], &all[..], arguments].concat();
+        let mut process = self.run("control-plane", &more, start);
         let addresses = process.listening(2).await;
         ControlPlane {
             process,
@@ -225,34 +229,28 @@ impl Cluster {
 
     /// Starts an agent and waits until it serves.
     pub async fn add_agent(&mut self) {
-        let store = self.etcd.url();
-        self.start_agent(&store, None).await;
+        self.start_agent(&Start::default()).await;
     }
 
-    /// The same in a network namespace, in a cluster that stands beside it.
-    pub async fn add_agent_in(&mut self, namespace: &Namespace) {
-        let store = self.etcd.further_url();
-        self.start_agent(&store, Some(namespace)).await;
-    }
-
-    async fn start_agent(&mut self, store: &str, namespace: Option<&Namespace>) {
+    async fn start_agent(&mut self, start: &Start) {
         let id = format!("agent-{}", self.started);
         let more = self.agent_arguments.clone();
         let mut arguments = vec!["--agent-id", &id];
         arguments.extend(more.iter().map(String::as_str));
-        let mut process = self.run("agent", store, &arguments, namespace);
+        let mut process = self.run("agent", &arguments, start);
         process.listening(1).await;
         self.agents.push(process);
     }
 
-    fn run(&mut self, binary: &str, store: &str, more: &[&str], namespace: Option<&Namespace>) -> Process {
+    fn run(&mut self, binary: &str, more: &[&str], start: &Start) -> Process {
         let name = format!("{binary}-{}", self.started);
         self.started += 1;
         let key = self.folder.path().join("key").display().to_string();
         let ttl = format!("{}s", self.lease.as_secs());
+        let store = start.store.clone().unwrap_or_else(|| self.etcd.url());
         let mut arguments = vec![
             "--store",
-            store,
+            &store,
             "--prefix",
             PREFIX,
             "--secret-key-file",
@@ -266,10 +264,10 @@ impl Cluster {
             Some(folder) => folder.join(binary),
             None => program(binary),
         };
-        match namespace {
-            Some(namespace) => namespace.start(&program, &name, &arguments, self.folder.path()),
-            None => Process::start(&program, &name, arguments, self.folder.path()),
-        }
+        let program = program.display().to_string();
+        let before = start.before.iter().map(String::as_str);
+        let command: Vec<&str> = before.chain([program.as_str()]).chain(arguments).collect();
+        Process::start(Path::new(command[0]), &name, &command[1..], self.folder.path())
     }
 
     /// A client of a control plane.
@@ -418,24 +416,23 @@ impl Cluster {
         killed
     }
 
-    /// When agents, also those that are gone, said that they had lost their lease.
-    pub fn lost_leases(&self) -> Vec<jiff::Timestamp> {
+    /// When agents, also those that are gone, said something.
+    pub fn told(&self, what: &str) -> Vec<jiff::Timestamp> {
         let logs = std::fs::read_dir(self.folder.path())
             .expect("the folder is there")
             .flatten();
         let of_agents = logs.filter(|log| log.file_name().to_string_lossy().starts_with("agent-"));
-        let mut lost = Vec::new();
+        let mut told = Vec::new();
         for log in of_agents {
             let text = std::fs::read(log.path()).expect("a log can be read");
             let lines = String::from_utf8_lossy(&text);
-            let said = lines.lines().filter(|line| line.contains("the lease is lost"));
-            lost.extend(said.map(|line| {
+            told.extend(lines.lines().filter(|line| line.contains(what)).map(|line| {
                 let time = line.split_whitespace().next().unwrap_or_default();
                 time.parse::<jiff::Timestamp>()
                     .expect("a line of a log begins with its time")
             }));
         }
-        lost
+        told
     }
 
     /// Copies what all programs of it printed, also those that are gone, into a folder.

@@ -81,6 +81,33 @@ impl Etcd {
         process.kill().await;
     }
 
+    /// Copies the data of a member that was killed, for [`Self::put_back`].
+    pub async fn copy_data(&self, member: usize) -> TempDir {
+        let copy = tempfile::tempdir().expect("a folder can be made");
+        self.copy(&self.data(member), &copy.path().join("data")).await;
+        copy
+    }
+
+    /// Gives a member that was killed the data that it had then, in the place of what it has.
+    pub async fn put_back(&self, member: usize, data: &TempDir) {
+        std::fs::remove_dir_all(self.data(member)).expect("the data can be removed");
+        self.copy(&data.path().join("data"), &self.data(member)).await;
+    }
+
+    #[allow(clippy::unused_self, reason = "of its members' data only")]
+    async fn copy(&self, from: &Path, to: &Path) {
+        let copied = tokio::process::Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status()
+            .await;
+        assert!(copied.is_ok_and(|status| status.success()), "data can be copied");
+    }
+
+    fn data(&self, member: usize) -> PathBuf {
+        self.folder.path().join(format!("etcd-{member}"))
+    }
+
     /// Where programs find it: `etcd://host:port,…`.
     pub fn url(&self) -> String {
         let addresses: Vec<String> = self
@@ -91,10 +118,10 @@ impl Etcd {
         format!("etcd://{}", addresses.join(","))
     }
 
-    /// Where programs find its first member by the further address.
-    pub fn further_url(&self) -> String {
-        let further = self.further.expect("it listens on a further address");
-        format!("etcd://{further}:{}", self.address(0).port())
+    /// Where programs find its first member by the further address, if it listens on one.
+    pub fn reachable_url(&self) -> Option<String> {
+        let further = self.further?;
+        Some(format!("etcd://{further}:{}", self.address(0).port()))
     }
 
     /// Where its members keep their data, and what they print.

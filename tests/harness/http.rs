@@ -68,3 +68,24 @@ pub async fn get(address: SocketAddr, path: &str) -> String {
     stream.read_to_end(&mut answer).await.expect("the program answers");
     String::from_utf8_lossy(&answer).into_owned()
 }
+
+/// The value of a series, such as `postrider_attempts_not_made_total`, in what a program answers to GET `/metrics`; 0 if it is not there.
+pub fn counted(metrics: &str, series: &str) -> u64 {
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_is_found_among_others() {
+        let metrics = "a_total{reason=\"X\"} 3\na_total 4\nab_total 5\n";
+        assert_eq!(counted(metrics, "a_total"), 4);
+        assert_eq!(counted(metrics, "a_total{reason=\"X\"}"), 3);
+        assert_eq!(counted(metrics, "c_total"), 0);
+    }
+}

@@ -12,12 +12,14 @@
 pub mod chaos;
 pub mod client;
 pub mod cluster;
+pub mod dns;
 pub mod etcd;
 pub mod etcd_api;
 pub mod http;
 pub mod namespace;
 pub mod port;
 pub mod process;
+pub mod proxy;
 pub mod receiver;
 pub mod tls;
 pub mod usage;

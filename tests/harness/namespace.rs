@@ -1,9 +1,10 @@
-//! A network namespace with one link to this machine, in which a program can be cut from a port of it, in one direction or in both.
+//! A network namespace with one link to this machine, in which a program can be cut from a port of it, in one direction or in both; or the link loses
+//! packets, or carries little.
 //!
 //! Needs root, `ip` (iproute2), `unshare` and `nsenter` (util-linux) and `nft` (nftables). Where one of them is missing a test fails and says so: that an
 //! agent is cut off cannot be tested without. The namespace, its link and its rules go away with the process that holds it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,10 +64,7 @@ impl Namespace {
             async || namespace.holder.output().contains("ready").then_some(()),
         )
         .await;
-        let (pid, link) = (
-            namespace.holder.pid().to_string(),
-            format!("pr{}", namespace.holder.pid()),
-        );
+        let (pid, link) = (namespace.holder.pid().to_string(), namespace.link());
         let (host, inside) = (format!("{}/30", namespace.host), format!("{}/30", namespace.inside));
         run(
             "ip",
@@ -103,13 +101,26 @@ impl Namespace {
         NETWORK
     }
 
+    /// The command that goes into the namespace, and becomes the command behind it.
+    pub fn enter(&self) -> Vec<String> {
+        let pid = self.holder.pid().to_string();
+        ["nsenter", "-t", &pid, "-n", "--"].map(str::to_owned).to_vec()
+    }
+
+    /// What a program in the namespace answers to GET `path`, as [`crate::http::get`].
+    pub async fn get(&self, address: SocketAddr, path: &str) -> String {
+        let (host, port) = (address.ip(), address.port());
+        let request = format!("GET {path} HTTP/1.1\\r\\nhost: {host}\\r\\nconnection: close\\r\\n\\r\\n");
+        let script = format!("exec 3<>/dev/tcp/{host}/{port} && printf '{request}' >&3 && cat <&3");
+        self.inside(&["bash", "-c", &script]).await
+    }
+
     /// Starts a program in the namespace.
     pub fn start(&self, program: &Path, name: &str, arguments: &[&str], folder: &Path) -> Process {
-        let (pid, program) = (self.holder.pid().to_string(), program.display().to_string());
-        let all = ["-t", &pid, "-n", "--", &program]
-            .into_iter()
-            .chain(arguments.iter().copied());
-        Process::start(Path::new("nsenter"), name, all, folder)
+        let mut command = self.enter();
+        command.push(program.display().to_string());
+        command.extend(arguments.iter().map(ToString::to_string));
+        Process::start(Path::new(&command[0]), name, &command[1..], folder)
     }
 
     /// From now on drops packets between the namespace and a port of this machine, without a word to either side.
@@ -124,11 +135,66 @@ impl Namespace {
         }
     }
 
+    /// From now on so many of a hundred packets on the link are lost, in each direction, at random.
+    pub async fn lose(&self, percent: u8) {
+        for (hook, interface) in [("input", "iifname"), ("output", "oifname")] {
+            let rule =
+                format!("add rule ip cut {hook} {interface} eth0 numgen random mod 100 < {percent} counter drop");
+            self.inside(&["nft", &rule]).await;
+        }
+    }
+
+    /// From now on the link carries so many kilobits a second in each direction; what comes faster waits for up to 400 ms, and is lost then.
+    pub async fn narrow(&self, kilobits: u32) {
+        let rate = format!("{kilobits}kbit");
+        let shape = [
+            "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", "16kb", "latency", "400ms",
+        ];
+        self.inside(&shape).await;
+        let link = self.link();
+        let mut outside = shape;
+        outside[4] = &link;
+        run(outside[0], &outside[1..]).await;
+    }
+
+    /// The link is as wide as before.
+    pub async fn widen(&self) {
+        self.inside(&["tc", "qdisc", "del", "dev", "eth0", "root"]).await;
+        run("tc", &["qdisc", "del", "dev", &self.link(), "root"]).await;
+    }
+
+    /// Gives the namespace, and nobody else, an address, and counts the packets to it from now on.
+    pub async fn watch_address(&self, address: Ipv4Addr) {
+        self.inside(&["ip", "addr", "add", &format!("{address}/32"), "dev", "lo"])
+            .await;
+        self.inside(&["nft", "add", "table", "ip", "watch"]).await;
+        let chain = "add chain ip watch output { type filter hook output priority -10; }";
+        self.inside(&["nft", chain]).await;
+        self.inside(&["nft", &format!("add rule ip watch output ip daddr {address} counter")])
+            .await;
+    }
+
+    /// Sends something to an address of its own, whoever listens there.
+    pub async fn knock(&self, address: Ipv4Addr) {
+        let script = format!("exec 3<>/dev/tcp/{address}/9 || true");
+        self.inside(&["bash", "-c", &script]).await;
+    }
+
+    /// How many packets went to the address that is watched.
+    pub async fn watched(&self) -> u64 {
+        dropped(&self.inside(&["nft", "list", "table", "ip", "watch"]).await)
+    }
+
     /// Drops nothing any more, and returns how many packets were dropped.
     pub async fn heal(&self) -> u64 {
         let rules = self.inside(&["nft", "list", "table", "ip", "cut"]).await;
         self.inside(&["nft", "flush", "table", "ip", "cut"]).await;
         dropped(&rules)
+    }
+
+    /// The name of its link's end on this machine.
+    fn link(&self) -> String {
+        format!("pr{}", self.holder.pid())
     }
 
     async fn inside(&self, command: &[&str]) -> String {

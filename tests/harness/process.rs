@@ -76,6 +76,11 @@ impl Process {
         self.child.id().unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 
+    /// The addresses that it said it listens on, so far.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listening.borrow().clone()
+    }
+
     /// Waits until it said `listening on ADDR` `count` times, and returns the addresses in that order.
     pub async fn listening(&mut self, count: usize) -> Vec<SocketAddr> {
         let mut listening = self.listening.clone();

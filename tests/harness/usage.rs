@@ -61,6 +61,20 @@ impl Sub for Usage {
     }
 }
 
+/// From now on process `pid` may have no file descriptor of this number or above: what it has stays open.
+///
+/// # Panics
+/// If this machine cannot, with what to install.
+pub async fn limit_files(pid: u32, below: u32) {
+    let (pid, limit) = (pid.to_string(), format!("--nofile={below}:"));
+    let done = tokio::process::Command::new("prlimit")
+        .args(["--pid", &pid, &limit])
+        .status()
+        .await;
+    let done = done.is_ok_and(|status| status.success());
+    assert!(done, "prlimit: apt-get install util-linux");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -260,6 +260,7 @@ async fn agent(ground: Arc<Ground>, number: u8) -> turmoil::Result {
     let deps = postrider_agent::Deps {
         store: ground.store(number).await?,
         clock: Arc::new(SkewedClock { skew }),
+        schedule: Arc::new(SkewedClock { skew }),
         entropy,
         keyring: ground.keyring()?,
         dialer: Arc::new(SimDialer),

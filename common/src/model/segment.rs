@@ -41,6 +41,14 @@ pub struct Event {
 }
 
 impl Event {
+    /// From when on it may be sent. When it was accepted is no matter: the clock of the control plane that noted it may be ahead of the agent's.
+    pub fn earliest(&self) -> Timestamp {
+        if planted::is(Bug::SentTooEarly) {
+            return Timestamp::default();
+        }
+        self.not_before_time.unwrap_or_default()
+    }
+
     /// From when on it can be sent: what its age counts from.
     pub fn ready_time(&self) -> Timestamp {
         if planted::is(Bug::SentTooEarly) {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +20,8 @@ use crate::task;
 /// five must have been renewed shortly before, or its shards move at each of these.
 const KEEP_ALIVES: u32 = 15;
 
-/// The part of a lease's life that an answer may take, as a divisor, before another member is asked: twice, and time is left for a third.
+/// The part of a lease's life after which an answer is late, as a divisor, and the question is asked again beside it: of another member, if the first is
+/// given up by then. Each has a deadline of the store's, so there are never more than a few.
 const ANSWER_PART: u32 = 5;
 
 /// Pause after a keep-alive that failed at once: a store that is away is asked ten times a second, no more.
@@ -174,26 +177,43 @@ async fn over(held: &Held) {
 async fn renew(store: &dyn Store, held: &Held, mut sent: Instant, mut ttl: Duration) {
     loop {
         sleep_until(sent + ttl / KEEP_ALIVES).await;
+        let Some(kept) = ask(store, held.id, ttl).await else {
+            return;
+        };
+        (sent, ttl) = kept;
+        held.extend(safe_until(sent, ttl));
+    }
+}
+
+/// Asks to keep a lease alive until there is an answer, and again beside each question whose answer is late: a store that is slow answers some of them, and
+/// none would be answered if each were given up for the next. Gives when the question was sent and how long the lease lives since; nothing if it is gone.
+async fn ask(store: &dyn Store, lease: LeaseId, ttl: Duration) -> Option<(Instant, Duration)> {
+    let mut questions = FuturesUnordered::new();
+    loop {
+        let sent = Instant::now();
+        questions.push(async move { (sent, store.keep_alive(lease).await) });
+        let next = sleep(ttl / ANSWER_PART);
+        tokio::pin!(next);
         loop {
-            let now = Instant::now();
-            match timeout(ttl / ANSWER_PART, store.keep_alive(held.id)).await {
-                Ok(Ok(lives)) if !lives.is_zero() => {
-                    (sent, ttl) = (now, lives);
-                    held.extend(safe_until(sent, ttl));
-                    break;
-                }
-                _ if planted::is(Bug::KeepAliveAssumed) => {
-                    sent = now;
-                    held.extend(safe_until(sent, ttl));
-                    break;
-                }
-                Ok(Ok(_) | Err(LeaseError::Gone)) => return,
-                Ok(Err(LeaseError::Away(why))) => {
+            let answer = tokio::select! {
+                Some(answer) = questions.next() => answer,
+                () = &mut next => break,
+            };
+            match answer {
+                (sent, Ok(lives)) if !lives.is_zero() => return Some((sent, lives)),
+                (_, Ok(_) | Err(LeaseError::Gone)) if !planted::is(Bug::KeepAliveAssumed) => return None,
+                (_, Err(LeaseError::Away(why))) => {
                     tracing::debug!(why, "a keep-alive failed");
-                    sleep(RETRY_PAUSE).await;
+                    let soon = Instant::now() + RETRY_PAUSE;
+                    if soon < next.deadline() {
+                        next.as_mut().reset(soon);
+                    }
                 }
-                Err(_) => tracing::debug!("a keep-alive was not answered in time"),
+                (_, Ok(_) | Err(LeaseError::Gone)) => break,
             }
+        }
+        if planted::is(Bug::KeepAliveAssumed) {
+            return Some((sent, ttl));
         }
     }
 }
@@ -290,6 +310,21 @@ mod tests {
             sleep(TTL / 3).await;
             setup.link.join();
             sleep(TTL / 10).await;
+        }
+        assert!(held.is_safe());
+        assert!(setup.lives().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_always_answers_late_costs_nothing() {
+        let setup = Setup::new();
+        let held = setup.keep().await;
+        // Each question is answered after a second and a half at the latest: later than the next is asked.
+        for _ in 0..40 {
+            setup.link.cut();
+            sleep(Duration::from_millis(1450)).await;
+            setup.link.join();
+            sleep(Duration::from_millis(10)).await;
         }
         assert!(held.is_safe());
         assert!(setup.lives().await);

@@ -1,7 +1,7 @@
 //! A mirror: a list followed by a watch from its revision, so always some true past state of everything below a prefix.
 //!
 //! It resumes after every end of a watch at the revision after the last one seen, and lists again after a compaction. Nothing is shown
-//! twice, nothing is left out, revisions never go back.
+//! twice, nothing is left out, revisions never go back, unless the store itself was put back to an older state: that is listed anew.
 //!
 //! ```text
 //!     list at R ──▶ Reset ──▶ watch from R+1 ──▶ Changes … ──ended──▶ pause ──▶ watch from last+1

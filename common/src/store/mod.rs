@@ -290,7 +290,7 @@ pub enum NotApplied {
 /// Why a watch ended. Every end is an error: watch again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// Revisions that it should have shown are no longer kept: list again.
+    /// Revisions that it should have shown are no longer kept, or the store was put back to before them: list again.
     #[error("the watch fell behind the compaction")]
     Compacted,
     /// The connection ended: watch again from the revision after the last one seen.

@@ -9,12 +9,19 @@
     reason = "a test that cannot go on must fail"
 )]
 
+mod clocks;
 mod compaction;
 mod disk;
 mod killed;
+mod links;
 mod members;
+mod names;
 mod partitions;
 mod paused;
+mod planes;
+mod points;
+mod restored;
+mod starved;
 mod store;
 
 use std::time::Duration;

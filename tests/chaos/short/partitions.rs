@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use postrider_tests::chaos::checker::{Micros, Sender};
+use postrider_tests::chaos::checker::{Arrival, Micros, Sender};
 use postrider_tests::chaos::course::Course;
 use postrider_tests::chaos::trial::Trial;
-use postrider_tests::chaos::witness::Witness;
+use postrider_tests::chaos::witness::{Log, Witness};
 use postrider_tests::cluster::{Cluster, LEASE_TTL};
 use postrider_tests::namespace::{Cut, Namespace};
 
@@ -45,7 +45,15 @@ async fn cut_off(cut: Cut) {
     let port = trial.cluster.etcd.address(0).port();
     let cutting = async {
         trial.accepted(900, FLOW).await;
-        let from = trial.now();
+        // It is cut off as soon as another request of it has come, which is not answered yet.
+        let now = trial.now();
+        let later = |arrival: &&Arrival| arrival.sender == Sender::Namespace && arrival.at >= now;
+        let came = |log: &Log| log.arrivals.iter().rev().find(later).map(|arrival| arrival.at);
+        trial
+            .witness
+            .until("a request of it", FLOW, |log| came(log).is_some())
+            .await;
+        let from = came(&trial.witness.log()).expect("it came");
         namespace.cut(cut, port).await;
         trial.cluster.settled_with(1).await;
         let moved = trial.now();

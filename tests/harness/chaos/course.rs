@@ -45,6 +45,10 @@ pub struct Course {
     pub rate: Option<f64>,
     /// Of so many first attempts the receiver refuses one; 0 means none.
     pub refuse_one_of: u64,
+    /// How long after a first attempt that failed the second is made, in milliseconds: half of it at least. Later delays grow up to a second, or to this.
+    pub retry_after: i32,
+    /// How long one attempt may take, in milliseconds, if not as long as usual.
+    pub timeout: Option<i32>,
 }
 
 impl Course {
@@ -58,6 +62,8 @@ impl Course {
             batch: 10,
             rate: None,
             refuse_one_of: 100,
+            retry_after: 100,
+            timeout: None,
         }
     }
 
@@ -134,20 +140,21 @@ impl Course {
         let kinds = (0..self.kinds).filter(|kind| self.wanted_by(*kind).contains(&number));
         let types: Vec<String> = kinds.map(event_type).collect();
         let types: Vec<&str> = types.iter().map(String::as_str).collect();
-        let ordering = match self.order(number) {
-            Order::None => None,
-            Order::PerKey => Some((Ordering::PerKey, OnFailure::ParkKey)),
-            Order::Strict => Some((Ordering::Strict, OnFailure::Block)),
+        let (ordering, on_failure) = match self.order(number) {
+            Order::None => (Ordering::Unspecified, OnFailure::Unspecified),
+            Order::PerKey => (Ordering::PerKey, OnFailure::ParkKey),
+            Order::Strict => (Ordering::Strict, OnFailure::Block),
         };
         Webhook {
             retry: Some(RetryPolicy {
-                initial_delay: Some(millis(100)),
-                max_delay: Some(millis(1000)),
+                initial_delay: Some(millis(self.retry_after)),
+                max_delay: Some(millis(self.retry_after.max(1000))),
                 ..RetryPolicy::default()
             }),
-            delivery: ordering.map(|(ordering, on_failure)| DeliveryOptions {
+            delivery: Some(DeliveryOptions {
                 ordering: ordering.into(),
                 on_failure: on_failure.into(),
+                timeout: self.timeout.map(millis),
                 ..DeliveryOptions::default()
             }),
             ..webhook(&format!("{url}/{}", webhook_id(number)), &types, signature())

@@ -37,6 +37,8 @@ pub struct Journal {
     done: Arc<AtomicUsize>,
     deliveries: Arc<AtomicUsize>,
     stopped: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
+    under_way: Arc<AtomicUsize>,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
@@ -51,6 +53,8 @@ impl Journal {
             done: Arc::default(),
             deliveries: Arc::default(),
             stopped: Arc::default(),
+            held: Arc::default(),
+            under_way: Arc::default(),
             calls: Arc::default(),
         }
     }
@@ -78,6 +82,32 @@ impl Journal {
     /// No further request is made; those under way are still seen through.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// Makes no request from now on, and returns when none is under way.
+    pub async fn hold(&self, deadline: Duration) {
+        self.held.store(true, Ordering::SeqCst);
+        wait::until("the requests under way to be answered", deadline, async || {
+            (self.under_way.load(Ordering::SeqCst) == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Makes requests again.
+    pub fn go_on(&self) {
+        self.held.store(false, Ordering::SeqCst);
+    }
+
+    /// Counts a request as under way, as soon as requests are made.
+    async fn enter(&self) {
+        loop {
+            self.under_way.fetch_add(1, Ordering::SeqCst);
+            if !self.held.load(Ordering::SeqCst) {
+                return;
+            }
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            wait::between_looks().await;
+        }
     }
 
     /// What the checker is told of the events. What was never asked for is of no kind.
@@ -122,7 +152,9 @@ impl Journal {
             if self.stopped.load(Ordering::SeqCst) {
                 return;
             }
+            self.enter().await;
             self.request(&numbers, clients, &mut turn, patience).await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
         }
     }
 

@@ -5,5 +5,6 @@ pub mod course;
 pub mod journal;
 pub mod kills;
 pub mod measure;
+pub mod trap;
 pub mod trial;
 pub mod witness;

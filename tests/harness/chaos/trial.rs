@@ -1,7 +1,8 @@
 //! A trial: a cluster, a course of events published to it, what is done to it meanwhile, and the judgement.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use postrider_common::id::{AccountId, WebhookId};
@@ -10,11 +11,11 @@ use postrider_common::time::{Clock, SystemClock, Timestamp};
 use postrider_proto::v1::{GetAccountUsageRequest, ListDeadLettersRequest, ListShardsRequest, Shard};
 use tokio::time::Instant;
 
-use super::checker::{self, Counts, Fault, Micros, Report, Run, Webhook};
+use super::checker::{self, Arrival, Counts, Event, Fault, Micros, Report, Run, Webhook};
 use super::course::{ACCOUNT, Course, event_number, event_type, webhook_id};
 use super::journal::Journal;
 use super::kills::{Kill, Victim};
-use super::witness::Witness;
+use super::witness::{Log, Witness};
 use crate::client::Client;
 use crate::cluster::{Cluster, LEASE_TTL};
 use crate::wait;
@@ -42,6 +43,8 @@ pub struct Trial {
     /// The publishers' log.
     pub journal: Journal,
     faults: Vec<Fault>,
+    /// What was accepted in this time is lost by what was done, and not judged.
+    forgotten: Option<Range<Micros>>,
     /// The wall time when the run began.
     began: Timestamp,
 }
@@ -78,15 +81,24 @@ impl Trial {
             witness,
             journal,
             faults: Vec::new(),
+            forgotten: None,
             began,
         }
     }
 
     /// Publishes the course, until all is accepted or the journal is told to stop. Borrows nothing, so that the cluster can be changed meanwhile.
     pub fn publishing(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.publishing_by(Client::new)
+    }
+
+    /// The same, by clients of this making.
+    pub fn publishing_by<F>(&self, client: F) -> impl Future<Output = ()> + Send + use<F>
+    where
+        F: Fn(SocketAddr) -> Client + Send + Sync,
+    {
         let (journal, addresses) = (self.journal.clone(), self.cluster.addresses());
         async move {
-            let clients = || addresses.iter().map(|address| Client::new(*address)).collect();
+            let clients = || addresses.iter().map(|address| client(*address)).collect();
             journal.publish(clients, PATIENCE).await;
         }
     }
@@ -113,6 +125,18 @@ impl Trial {
             to,
             repeats,
         });
+    }
+
+    /// Notes that the store was put back at `to` to what it was at `from`: what was accepted meanwhile is lost, and what was delivered comes again.
+    pub fn forget(&mut self, from: Micros, to: Micros) {
+        self.forgotten = Some(from..to);
+        self.fault("store", from, to + BUFFERED, usize::MAX);
+    }
+
+    /// Which events were accepted, and are not to be judged.
+    fn is_forgotten(&self, event: &Event) -> bool {
+        let accepted = event.accepted.zip(self.forgotten.as_ref());
+        accepted.is_some_and(|(at, forgotten)| forgotten.contains(&at))
     }
 
     /// Ends an agent with SIGKILL, and returns when that was.
@@ -219,26 +243,49 @@ impl Trial {
 
     /// Waits until everything that was accepted has arrived, and nothing waits in the store.
     pub async fn quiet(&self, deadline: Duration) {
-        let all = self.journal.deliveries();
+        let events = (0..).zip(self.journal.events());
+        let kept = events.filter(|(_, event)| event.accepted.is_some() && !self.is_forgotten(event));
+        let all: Vec<(u16, checker::Number)> = kept
+            .flat_map(|(number, event)| {
+                let webhooks = self.course.wanted_by(usize::from(event.kind)).into_iter();
+                webhooks.filter_map(move |webhook| Some((u16::try_from(webhook).ok()?, number)))
+            })
+            .collect();
+        let have = |log: &Log| log.taken() >= all.len() && all.iter().all(|(webhook, event)| log.has(*webhook, *event));
         self.witness
-            .until("all that was accepted to arrive", deadline, |log| log.taken() >= all)
+            .until("all that was accepted to arrive", deadline, have)
             .await;
         self.cluster.drained(deadline).await;
     }
 
     /// When agents lost their leases without having died: they say so themselves. On a machine that is too busy that happens without any fault.
     pub fn lost_leases(&self) -> Vec<Micros> {
-        let lost = self.cluster.lost_leases();
+        self.told("the lease is lost")
+    }
+
+    /// When agents cut attempts since a lease might have run out. It may have turned out that it had not, and what was cut is made again.
+    pub fn doubted_leases(&self) -> Vec<Micros> {
+        let mut doubted = self.told("the lease is not certain to live");
+        // One for each attempt is more than is needed.
+        doubted.sort_unstable();
+        doubted.dedup_by_key(|at| *at / BUFFERED);
+        doubted
+    }
+
+    fn told(&self, what: &str) -> Vec<Micros> {
+        let told = self.cluster.told(what);
         let since = |time: &jiff::Timestamp| time.as_millisecond() - self.began.as_millis();
-        lost.iter()
+        told.iter()
             .filter_map(|time| Micros::try_from(since(time) * 1000).ok())
             .collect()
     }
 
-    /// What may have caused repeats: what was done, and leases that were lost. Who lost its lease may have recorded nothing since it was last renewed.
+    /// What may have caused repeats: what was done, and leases that were lost or in doubt. Who lost its lease may have recorded nothing since it was last
+    /// renewed.
     fn causes(&self) -> Vec<Fault> {
         let lease = Micros::try_from(LEASE_TTL.as_micros()).unwrap_or(Micros::MAX);
-        let lost = self.lost_leases().into_iter().map(|at| Fault {
+        let moments = self.lost_leases().into_iter().chain(self.doubted_leases());
+        let lost = moments.map(|at| Fault {
             victim: "lease",
             from: at.saturating_sub(lease),
             to: at + BUFFERED,
@@ -292,12 +339,22 @@ impl Trial {
                 };
             }
         }
+        let mut events = self.journal.events();
+        let forgotten: Vec<bool> = events.iter().map(|event| self.is_forgotten(event)).collect();
+        for (event, _) in events.iter_mut().zip(&forgotten).filter(|(_, forgotten)| **forgotten) {
+            (event.kind, event.accepted) = (u16::MAX, None);
+        }
+        let is_judged = |arrival: &&Arrival| {
+            !forgotten
+                .get(arrival.event as usize)
+                .is_some_and(|forgotten| *forgotten)
+        };
         let log = self.witness.log();
         Run {
             webhooks,
             kinds: (0..self.course.kinds).map(|kind| self.course.wanted_by(kind)).collect(),
-            events: self.journal.events(),
-            arrivals: log.arrivals.clone(),
+            events,
+            arrivals: log.arrivals.iter().filter(is_judged).copied().collect(),
             strangers: log.strangers,
             faults: self.causes(),
             unrecorded: UNRECORDED,

@@ -3,20 +3,23 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use postrider_common::task::Group;
+use postrider_common::time::{Clock as _, SystemClock};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::checker::{Arrival, Micros, Number, Sender};
 use super::course::{Course, data, event_number, webhook_number};
+use super::trap::{Point, Sprung, Traps};
 use crate::http::{Peer, serve};
 use crate::port::Reserved;
 use crate::wait;
@@ -28,6 +31,8 @@ pub struct Log {
     pub arrivals: Vec<Arrival>,
     /// How many did not.
     pub strangers: usize,
+    /// The furthest that a sender's clock was from this machine's, in seconds, by what it signed.
+    pub furthest_clock: u64,
     /// What was taken.
     taken: HashSet<(u16, Number)>,
 }
@@ -36,6 +41,11 @@ impl Log {
     /// How many different deliveries were taken.
     pub fn taken(&self) -> usize {
         self.taken.len()
+    }
+
+    /// Whether a delivery was taken.
+    pub fn has(&self, webhook: u16, event: Number) -> bool {
+        self.taken.contains(&(webhook, event))
     }
 }
 
@@ -46,6 +56,11 @@ struct State {
     secrets: Mutex<Vec<Option<standardwebhooks::Webhook>>>,
     delay: Duration,
     away: Option<IpAddr>,
+    /// Senders' clocks may be anywhere.
+    any_time: AtomicBool,
+    /// Each connection takes one request.
+    closes: AtomicBool,
+    traps: Traps,
     log: Mutex<Log>,
     changed: Notify,
 }
@@ -53,6 +68,7 @@ struct State {
 /// A receiver on a port of its own.
 pub struct Witness {
     state: Arc<State>,
+    host: String,
     port: Reserved,
     serving: Group,
 }
@@ -66,18 +82,34 @@ impl Witness {
             secrets: Mutex::default(),
             delay,
             away: away.map(IpAddr::V4),
+            any_time: AtomicBool::new(false),
+            closes: AtomicBool::new(false),
+            traps: Traps::default(),
             log: Mutex::default(),
             changed: Notify::new(),
         });
         let (port, serving) = (Reserved::on(address), Group::default());
         let shared = state.clone();
         serve(&serving, port.listen(), move |request| answer(shared.clone(), request));
-        Self { state, port, serving }
+        Self {
+            state,
+            host: address.to_string(),
+            port,
+            serving,
+        }
+    }
+
+    /// It is called by this name from now on, and closes each connection after one request, so that whoever sends asks for the name's address each time.
+    #[must_use]
+    pub fn named(mut self, host: &str) -> Self {
+        self.state.closes.store(true, Ordering::SeqCst);
+        host.clone_into(&mut self.host);
+        self
     }
 
     /// Its URL, without a path.
     pub fn url(&self) -> String {
-        format!("http://{}", self.port.address())
+        format!("http://{}:{}", self.host, self.port.address().port())
     }
 
     /// Its address.
@@ -91,6 +123,32 @@ impl Witness {
         *lock(&self.state.secrets) = secrets.collect();
     }
 
+    /// From now on signatures are not asked to be of the present: senders' clocks are made to be wrong.
+    pub fn take_any_time(&self) {
+        self.state.any_time.store(true, Ordering::SeqCst);
+    }
+
+    /// Kills the process at this point of the next request that is to be taken for one of these webhooks, which must be its own. Returns when it was.
+    ///
+    /// # Panics
+    /// After `deadline`.
+    pub async fn kill_at(&self, point: Point, webhooks: &[usize], pid: u32, deadline: Duration) -> Sprung {
+        let sprung = self.state.traps.set(point, webhooks, pid);
+        match timeout(deadline, sprung).await {
+            Ok(Ok(sprung)) => sprung,
+            _ => panic!("no request for {webhooks:?} within {deadline:?}"),
+        }
+    }
+
+    /// How many requests for these webhooks had come by `to`, and not before `from`.
+    pub fn arrived(&self, webhooks: &[usize], from: Micros, to: Micros) -> usize {
+        let log = self.log();
+        let theirs = log.arrivals.iter().filter(|arrival| (from..=to).contains(&arrival.at));
+        theirs
+            .filter(|arrival| webhooks.contains(&usize::from(arrival.webhook)))
+            .count()
+    }
+
     /// When this run began.
     pub fn start_of_run(&self) -> Instant {
         self.state.start
@@ -98,7 +156,7 @@ impl Witness {
 
     /// Microseconds since the run began.
     pub fn now(&self) -> Micros {
-        micros(self.state.start.elapsed())
+        self.state.now()
     }
 
     /// Looks at what arrived so far.
@@ -139,22 +197,41 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Full<
     let (head, body) = request.into_parts();
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::NO_CONTENT;
+    if state.closes.load(Ordering::SeqCst) {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(http::header::CONNECTION, close);
+    }
     let Ok(body) = body.collect().await else {
         // The sender was cut: such a request did not arrive.
         return response;
     };
     let arrival = state.read(&head, &body.to_bytes());
     let taken = arrival.is_none_or(|arrival| arrival.taken);
-    state.note(arrival);
+    state.note(arrival, &head);
+    if let Some(trap) = state.traps.spring(Point::Read, arrival) {
+        // The answer must not come before the kill: it never does. Whoever waits for it goes, and with its connection this.
+        let at = state.now();
+        state.traps.killing.spawn("kill", async move { trap.kill(at).await });
+        return std::future::pending().await;
+    }
     if !taken {
         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     } else if !state.delay.is_zero() {
         sleep(state.delay).await;
     }
+    if let Some(trap) = state.traps.spring(Point::Answered, arrival) {
+        // Beside it: the answer goes out while the killer starts.
+        let at = state.now();
+        state.traps.killing.spawn("kill", async move { trap.kill(at).await });
+    }
     response
 }
 
 impl State {
+    fn now(&self) -> Micros {
+        micros(self.start.elapsed())
+    }
+
     fn read(&self, head: &Parts, body: &[u8]) -> Option<Arrival> {
         let header = |name: &str| head.headers.get(name)?.to_str().ok();
         let event = event_number(header("webhook-id")?)?;
@@ -177,11 +254,21 @@ impl State {
     fn is_signed(&self, webhook: u16, head: &Parts, body: &[u8]) -> bool {
         let secrets = lock(&self.secrets);
         let secret = secrets.get(usize::from(webhook)).and_then(Option::as_ref);
-        secret.is_some_and(|secret| secret.verify(body, &head.headers).is_ok())
+        secret.is_some_and(|secret| {
+            if self.any_time.load(Ordering::SeqCst) {
+                is_signed_at_some_time(secret, head, body)
+            } else {
+                secret.verify(body, &head.headers).is_ok()
+            }
+        })
     }
 
-    fn note(&self, arrival: Option<Arrival>) {
+    fn note(&self, arrival: Option<Arrival>, head: &Parts) {
+        let signed = head.headers.get("webhook-timestamp");
+        let signed = signed.and_then(|at| at.to_str().ok()?.parse::<i64>().ok());
+        let now = SystemClock.now().as_seconds();
         let mut log = lock(&self.log);
+        log.furthest_clock = log.furthest_clock.max(signed.map_or(0, |at| at.abs_diff(now)));
         match arrival {
             Some(arrival) => {
                 log.arrivals.push(arrival);
@@ -194,6 +281,17 @@ impl State {
         drop(log);
         self.changed.notify_waiters();
     }
+}
+
+/// Whether a request is signed, for the moment that it names itself.
+fn is_signed_at_some_time(secret: &standardwebhooks::Webhook, head: &Parts, body: &[u8]) -> bool {
+    let header = |name: &str| head.headers.get(name)?.to_str().ok();
+    let signed = || {
+        let at = header("webhook-timestamp")?.parse().ok()?;
+        let signature = secret.sign(header("webhook-id")?, at, body).ok()?;
+        Some(header("webhook-signature")?.split(' ').any(|given| given == signature))
+    };
+    signed().unwrap_or(false)
 }
 
 /// Whether a body is an envelope with the one event of this number, and its data as it was published.

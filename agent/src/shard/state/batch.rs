@@ -22,7 +22,7 @@ impl State {
             return None;
         };
         let alone = delivery.batch.is_none() && delivery.state.attempts == 0;
-        if !alone || delivery.event.ready_time() > now || !webhook.gathers(delivery.event.category) {
+        if !alone || delivery.event.earliest() > now || !webhook.gathers(delivery.event.category) {
             return None;
         }
         let webhook = webhook.clone();

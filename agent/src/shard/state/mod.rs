@@ -287,13 +287,13 @@ impl State {
             return;
         }
         if matches!(place, Place::Queue(_)) && lane.numbers() {
-            delivery.state.due = delivery.state.due.max(now).max(delivery.event.ready_time());
+            delivery.state.due = delivery.state.due.max(now).max(delivery.event.earliest());
             delivery.state.sequence = self.numbers.next(&delivery.origin);
             return self.park(at, delivery, effects);
         }
         let fits = match place {
             Place::Queue(_) => {
-                delivery.state.due = delivery.state.due.max(now).max(delivery.event.ready_time());
+                delivery.state.due = delivery.state.due.max(now).max(delivery.event.earliest());
                 // What is not to be sent yet waits in the store.
                 delivery.state.due <= now && lane.admits(now, allowance)
             }

@@ -107,7 +107,7 @@ impl State {
         }
         let line = match from {
             From::Queue => {
-                delivery.state.due = delivery.state.due.max(now).max(delivery.event.ready_time());
+                delivery.state.due = delivery.state.due.max(now).max(delivery.event.earliest());
                 if rests || numbers {
                     Some(order.spill(&delivery))
                 } else {

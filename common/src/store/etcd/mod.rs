@@ -5,6 +5,7 @@
 //! cell's prefix is added to every key on the way in and taken off on the way out, here.
 
 mod classify;
+mod horizon;
 mod member;
 pub mod recover;
 mod watch;
@@ -19,11 +20,12 @@ use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, ResponseHeader, Tx
 use futures_util::StreamExt as _;
 
 use self::classify::{Kind, classify, read_error, write_error};
+use self::horizon::Horizon;
 use self::member::Members;
 use self::watch::Cursor;
 use super::{
-    Entry, Grant, Guard, LeaseError, LeaseId, ListRequest, Op, Page, ReadError, Revision, Store, Usage, Watch,
-    WatchError, Write, WriteError, check,
+    Entry, Grant, Guard, LeaseError, LeaseId, ListRequest, NotApplied, Op, Page, ReadError, Revision, Store, Usage,
+    Watch, WatchError, Write, WriteError, check,
 };
 use crate::key::Key;
 use crate::net::SharedDialer;
@@ -82,6 +84,7 @@ pub struct EtcdStore {
     members: Arc<Members>,
     prefix: Arc<str>,
     probe: Duration,
+    horizon: Arc<Horizon>,
 }
 
 impl EtcdStore {
@@ -102,6 +105,7 @@ impl EtcdStore {
             members: Arc::new(Members::new(&config, dialer.as_ref()).await?),
             prefix: config.prefix.into(),
             probe: config.probe,
+            horizon: Arc::default(),
         })
     }
 
@@ -152,8 +156,10 @@ impl EtcdStore {
             let (key, options) = (key.clone(), options.clone());
             async move { member.kv.get(key, options).await }
         };
+        let known = self.horizon.newest();
         let (response, _) = self.members.read(get).await.map_err(read_error)?;
         let revision = revision(response.header());
+        self.horizon.answered(known, revision);
         let stored = response.0.kvs.into_iter().next();
         Ok((stored.and_then(|stored| entry(&self.prefix, stored)), revision))
     }
@@ -172,11 +178,13 @@ impl Store for EtcdStore {
             let transaction = transaction.clone();
             async move { member.kv.txn(transaction).await }
         };
+        let known = self.horizon.newest();
         let (response, _) = match self.members.read(get).await {
             Err(failure) if classify(&failure) == Kind::AnswerTooLarge => return self.get_each(keys).await,
             other => other.map_err(read_error)?,
         };
         let revision = revision(response.header());
+        self.horizon.answered(known, revision);
         let first = |response: PbTxnOpResponse| match response {
             PbTxnOpResponse::ResponseRange(range) => range.kvs.into_iter().next(),
             PbTxnOpResponse::ResponsePut(_)
@@ -210,9 +218,12 @@ impl Store for EtcdStore {
                 let (start, options) = (start.clone(), options.clone());
                 async move { member.kv.get(start, Some(options)).await }
             };
+            let known = self.horizon.newest();
             match self.members.read(get).await {
                 Ok((response, _)) => {
-                    let revision = request.revision.unwrap_or_else(|| revision(response.header()));
+                    let present = revision(response.header());
+                    self.horizon.answered(known, present);
+                    let revision = request.revision.unwrap_or(present);
                     let more = response.more();
                     let stored = response.0.kvs.into_iter();
                     return Ok(Page {
@@ -234,12 +245,19 @@ impl Store for EtcdStore {
         if write.guards.iter().any(never) {
             return Err(WriteError::Conflict);
         }
+        // Whoever holds such a lease has not heard yet, and believes what is not true any more.
+        let is_void = |op: &Op| matches!(op, Op::Put { lease: Some(lease), .. } if self.horizon.is_void(*lease));
+        if write.ops.iter().any(is_void) {
+            return Err(WriteError::NotApplied(NotApplied::LeaseGone));
+        }
         // Built anew for each attempt, which costs nothing: there is a second one only when the first was not sent.
         let send = |mut member: member::Member| {
             let transaction = self.transaction(&write);
             async move { member.kv.txn(transaction).await }
         };
+        let known = self.horizon.newest();
         let response = self.members.write(send).await.map_err(write_error)?;
+        self.horizon.answered(known, revision(response.header()));
         if response.succeeded() {
             Ok(revision(response.header()))
         } else {
@@ -271,6 +289,7 @@ impl Store for EtcdStore {
             last: Revision(from.0 - 1),
             partial: Vec::new(),
             probe: self.probe,
+            horizon: Arc::clone(&self.horizon),
         };
         let items = futures_util::stream::unfold(Some(cursor), |cursor| async move {
             let mut cursor = cursor?;
@@ -286,6 +305,7 @@ impl Store for EtcdStore {
         // Made twice, one of the leases runs out by itself.
         let grant = |mut member: member::Member| async move { member.lease.grant(seconds.max(1), None).await };
         let (response, _) = self.members.read(grant).await.map_err(read_error)?;
+        self.horizon.granted(LeaseId(response.id()));
         Ok(Grant {
             id: LeaseId(response.id()),
             ttl: time_to_live(response.ttl()),
@@ -299,21 +319,37 @@ impl Store for EtcdStore {
             keeper.keep_alive().await?;
             answers.message().await
         };
-        match self.members.read(keep).await {
+        let known = self.horizon.newest();
+        let kept = match self.members.read(keep).await {
             // That it was asked is nothing; only an answer with time left prolongs a lease.
-            Ok((Some(answer), _)) if answer.ttl() > 0 => Ok(time_to_live(answer.ttl())),
+            Ok((Some(answer), _)) if answer.ttl() > 0 => {
+                let said = revision(answer.header());
+                let is_behind = self.horizon.is_behind(&self.members, known, said).await;
+                if is_behind || self.horizon.is_void(lease) {
+                    Err(LeaseError::Gone)
+                } else {
+                    Ok(time_to_live(answer.ttl()))
+                }
+            }
             Ok((Some(_), _)) => Err(LeaseError::Gone),
             Ok((None, _)) => Err(LeaseError::Away("the server closed the stream".into())),
             Err(failure) if classify(&failure) == Kind::LeaseGone => Err(LeaseError::Gone),
             Err(failure) => Err(LeaseError::Away(failure.message)),
+        };
+        if kept == Err(LeaseError::Gone) {
+            self.horizon.gone(lease);
         }
+        kept
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), ReadError> {
         let revoke = |mut member: member::Member| async move { member.lease.revoke(lease.0).await };
         match self.members.read(revoke).await {
             Err(failure) if classify(&failure) != Kind::LeaseGone => Err(read_error(failure)),
-            Ok(_) | Err(_) => Ok(()),
+            Ok(_) | Err(_) => {
+                self.horizon.revoked(lease);
+                Ok(())
+            }
         }
     }
 

@@ -7,8 +7,9 @@ use etcd_client::proto::PbEvent;
 use etcd_client::{EventType, WatchResponse, WatchStream};
 
 use super::classify::{Kind, classify};
-use super::entry;
+use super::horizon::Horizon;
 use super::member::{Members, failure};
+use super::{entry, revision};
 use crate::store::{Change, Changes, Revision, WatchError};
 
 /// A watch in progress.
@@ -25,6 +26,8 @@ pub(super) struct Cursor {
     pub(super) partial: Vec<PbEvent>,
     /// How long silence lasts before the server is asked for a sign of life, and how long that may take.
     pub(super) probe: Duration,
+    /// What etcd may have gone back behind.
+    pub(super) horizon: Arc<Horizon>,
 }
 
 impl Cursor {
@@ -57,6 +60,15 @@ impl Cursor {
                 }
             };
             is_probing = false;
+            if response.created()
+                && self
+                    .horizon
+                    .is_behind(&self.members, self.last, revision(response.header()))
+                    .await
+            {
+                // What it is to go on from is yet to come, and will be something else.
+                return Err(WatchError::Compacted);
+            }
             if let Some(changes) = self.take(response)? {
                 return Ok(changes);
             }
@@ -109,6 +121,7 @@ impl Cursor {
         }
         // A sign of life moves the revision no further: what older servers say in it is not to be relied on.
         self.last = revision;
+        self.horizon.saw(revision);
         Ok(Some(Changes { revision, changes }))
     }
 }

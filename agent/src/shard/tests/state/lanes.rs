@@ -1,4 +1,4 @@
-//! A receiver's wish to be left alone; memory that is freed.
+//! A receiver's wish to be left alone; memory that is freed; clocks of control planes that are ahead.
 
 use super::*;
 
@@ -45,4 +45,16 @@ fn records_of_deliveries_free_their_memory_when_they_are_over_and_not_before_the
         &world.effects.records[..],
         [Record::Over { .. }, Record::Moved(_)]
     ));
+}
+
+#[test]
+fn an_event_that_was_accepted_by_a_clock_that_is_ahead_goes_at_once() {
+    let mut world = World::new();
+    world.publish(1, 1);
+    let (revision, key) = world.queue.remove(0);
+    let here = Timestamp::from_millis(world.now.as_millis() - 600_000);
+    world.now = here;
+    world.take_in(key, Place::Queue(revision));
+    let start = world.state.start(here, true, &mut world.effects);
+    assert!(start.is_some(), "it waits for ten minutes");
 }

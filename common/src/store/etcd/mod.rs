@@ -159,7 +159,9 @@ impl EtcdStore {
         let known = self.horizon.newest();
         let (response, _) = self.members.read(get).await.map_err(read_error)?;
         let revision = revision(response.header());
-        self.horizon.answered(known, revision);
+        if at.is_none() {
+            self.horizon.answered(known, revision);
+        }
         let stored = response.0.kvs.into_iter().next();
         Ok((stored.and_then(|stored| entry(&self.prefix, stored)), revision))
     }
@@ -221,9 +223,11 @@ impl Store for EtcdStore {
             let known = self.horizon.newest();
             match self.members.read(get).await {
                 Ok((response, _)) => {
-                    let present = revision(response.header());
-                    self.horizon.answered(known, present);
-                    let revision = request.revision.unwrap_or(present);
+                    let revision = request.revision.unwrap_or_else(|| {
+                        let present = revision(response.header());
+                        self.horizon.answered(known, present);
+                        present
+                    });
                     let more = response.more();
                     let stored = response.0.kvs.into_iter();
                     return Ok(Page {

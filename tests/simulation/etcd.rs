@@ -21,10 +21,12 @@ use postrider_common::entropy::SharedEntropy;
 use postrider_common::key::Key;
 use postrider_common::store::memory::MemoryStore;
 use postrider_common::store::{
-    Changes, Entry, LeaseError, LeaseId, ListRequest, Op, Revision, Store as _, WatchError, Write, WriteError,
+    Change, Entry, LeaseError, LeaseId, ListRequest, NotApplied, Op, ReadError, Revision, Store as _, WatchError,
+    Write, WriteError,
 };
 use postrider_common::task::Group;
 use postrider_tests::wait::simulated;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
@@ -61,9 +63,9 @@ impl Member {
     ///
     /// # Errors
     /// When the server fails.
-    pub(crate) async fn serve(
+    pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         self,
-        incoming: impl Stream<Item = std::io::Result<Accepted>> + Send + 'static,
+        incoming: impl Stream<Item = std::io::Result<Accepted<S>>> + Send + 'static,
     ) -> Result<(), tonic::transport::Error> {
         Server::builder()
             .add_service(PbKvServer::new(self.clone()))
@@ -107,7 +109,7 @@ impl Member {
                 (self.witness)(peer, &write, at);
                 (true, at)
             }
-            Err(WriteError::Conflict) => (false, Revision::default()),
+            Err(WriteError::Conflict) => (false, self.revision().await),
             Err(WriteError::Unknown(why)) => return Err(Status::unavailable(why)),
             Err(WriteError::NotApplied(why)) => return Err(refused(&why)),
         };
@@ -170,6 +172,7 @@ impl Member {
             Err(error) => futures_util::stream::once(async { Err(error) }).boxed(),
         };
         let mut leaders = self.mishaps.leaders();
+        let mut from = Revision(create.start_revision);
         let mut goes_on = answers.send(Ok(created)).await.is_ok();
         while goes_on {
             tokio::select! {
@@ -180,12 +183,17 @@ impl Member {
                     return;
                 },
                 item = watch.next() => match item {
-                    Some(Ok(changes)) => goes_on = self.show(changes, create.fragment, &answers).await,
+                    Some(Ok(changes)) => {
+                        let at = changes.revision;
+                        let changes = self.store.dated(&prefix, from, at);
+                        from = at.next();
+                        goes_on = self.show(changes, at, create.fragment, &answers).await;
+                    }
                     Some(Err(WatchError::Compacted)) => {
                         let compacted = PbWatchResponse {
                             header: header(at),
                             canceled: true,
-                            compact_revision: self.revision().await.0.max(1),
+                            compact_revision: self.store.compacted().0,
                             ..PbWatchResponse::default()
                         };
                         goes_on = answers.send(Ok(compacted)).await.is_ok();
@@ -214,12 +222,12 @@ impl Member {
     /// Shows what happened, sometimes in fragments. False if nobody looks.
     async fn show(
         &self,
-        changes: Changes,
+        changes: Vec<(Revision, Change)>,
+        at: Revision,
         may_cut: bool,
         answers: &mpsc::Sender<Result<PbWatchResponse, Status>>,
     ) -> bool {
-        let at = changes.revision;
-        let mut events: Vec<PbEvent> = changes.changes.into_iter().map(|change| event(change, at)).collect();
+        let mut events: Vec<PbEvent> = changes.into_iter().map(|(at, change)| event(change, at)).collect();
         if may_cut && events.len() > 1 && self.entropy.fraction() < 0.3 {
             let rest = events.split_off(events.len() / 2);
             let first = PbWatchResponse {
@@ -280,7 +288,7 @@ impl PbKvService for Member {
         let single = request.range_end.is_empty();
         let entries = page.entries.into_iter().filter(|entry| !single || entry.key == prefix);
         Ok(Response::new(PbRangeResponse {
-            header: header(page.revision),
+            header: header(self.revision().await),
             kvs: entries.map(stored).collect(),
             more: page.more && !single,
             count: 0,
@@ -302,9 +310,15 @@ impl PbKvService for Member {
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
         self.mishaps.led()?;
-        let at = Revision(request.into_inner().revision);
+        let (at, now) = (Revision(request.into_inner().revision), self.revision().await);
+        if at > now {
+            return Err(unread(ReadError::Away(format!("revision {at} is in the future"))));
+        }
+        if at <= self.store.compacted() {
+            return Err(unread(ReadError::Compacted));
+        }
         self.store.compact(at).await.map_err(unread)?;
-        Ok(Response::new(PbCompactionResponse { header: header(at) }))
+        Ok(Response::new(PbCompactionResponse { header: header(now) }))
     }
 
     type RangeStreamStream = BoxStream<'static, Result<PbRangeStreamResponse, Status>>;
@@ -364,6 +378,9 @@ impl PbLeaseService for Member {
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         self.mishaps.led()?;
         let lease = LeaseId(request.into_inner().id);
+        if self.store.keep_alive(lease).await == Err(LeaseError::Gone) {
+            return Err(refused(&NotApplied::LeaseGone));
+        }
         self.store.revoke(lease).await.map_err(unread)?;
         Ok(Response::new(PbLeaseRevokeResponse {
             header: header(self.revision().await),

@@ -83,7 +83,7 @@ impl Member {
         };
         let puts = write.ops.iter().any(|op| matches!(op, Op::Put { .. }));
         let needs = if puts { Needs::Space } else { Needs::Transaction };
-        match self.mishaps.fate(needs) {
+        match self.mishaps.fate(peer, needs) {
             Fate::Usual => self.apply(peer, write).await,
             Fate::Refused(status) => Err(status),
             Fate::Denied(status) => {
@@ -255,6 +255,12 @@ impl Member {
     }
 }
 
+/// Who sent a request.
+fn sender<T>(request: &Request<T>) -> Result<IpAddr, Status> {
+    let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+    peer.ok_or_else(|| Status::internal("a request comes from somewhere"))
+}
+
 #[tonic::async_trait]
 impl PbKvService for Member {
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
@@ -296,8 +302,7 @@ impl PbKvService for Member {
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
-        let peer = peer.ok_or_else(|| Status::internal("a request comes from somewhere"))?;
+        let peer = sender(&request)?;
         let request = request.into_inner();
         let reads = |op: &PbTxnRequestOp| matches!(op.request, Some(PbTxnOpRequest::RequestRange(_)));
         let done = if request.success.iter().any(reads) {
@@ -355,8 +360,8 @@ impl PbLeaseService for Member {
         &self,
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        let fate = self.mishaps.fate(sender(&request)?, Needs::Space);
         let seconds = u64::try_from(request.into_inner().ttl).unwrap_or(1);
-        let fate = self.mishaps.fate(Needs::Space);
         if let Fate::Refused(status) | Fate::Late(status, _) = fate {
             return Err(status);
         }

@@ -49,7 +49,7 @@ upgrade: etcd ## Replaces a cluster of another revision by one of this, and back
 simulation: ## Runs clusters in a simulated network: make simulation ARGS='run --start 1 --seeds 10000' (see ARGS=--help).
 	$(SIMULATION) $(ARGS)
 
-simulation-check:
+simulation-check: etcd
 	$(SIMULATION) check
 	$(SIMULATION) run
 

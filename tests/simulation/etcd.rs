@@ -21,10 +21,12 @@ use postrider_common::entropy::SharedEntropy;
 use postrider_common::key::Key;
 use postrider_common::store::memory::MemoryStore;
 use postrider_common::store::{
-    Changes, Entry, LeaseError, LeaseId, ListRequest, Op, Revision, Store as _, WatchError, Write, WriteError,
+    Change, Entry, LeaseError, LeaseId, ListRequest, NotApplied, Op, ReadError, Revision, Store as _, WatchError,
+    Write, WriteError,
 };
 use postrider_common::task::Group;
 use postrider_tests::wait::simulated;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
@@ -61,9 +63,9 @@ impl Member {
     ///
     /// # Errors
     /// When the server fails.
-    pub(crate) async fn serve(
+    pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         self,
-        incoming: impl Stream<Item = std::io::Result<Accepted>> + Send + 'static,
+        incoming: impl Stream<Item = std::io::Result<Accepted<S>>> + Send + 'static,
     ) -> Result<(), tonic::transport::Error> {
         Server::builder()
             .add_service(PbKvServer::new(self.clone()))
@@ -81,7 +83,7 @@ impl Member {
         };
         let puts = write.ops.iter().any(|op| matches!(op, Op::Put { .. }));
         let needs = if puts { Needs::Space } else { Needs::Transaction };
-        match self.mishaps.fate(needs) {
+        match self.mishaps.fate(peer, needs) {
             Fate::Usual => self.apply(peer, write).await,
             Fate::Refused(status) => Err(status),
             Fate::Denied(status) => {
@@ -107,7 +109,7 @@ impl Member {
                 (self.witness)(peer, &write, at);
                 (true, at)
             }
-            Err(WriteError::Conflict) => (false, Revision::default()),
+            Err(WriteError::Conflict) => (false, self.revision().await),
             Err(WriteError::Unknown(why)) => return Err(Status::unavailable(why)),
             Err(WriteError::NotApplied(why)) => return Err(refused(&why)),
         };
@@ -170,6 +172,7 @@ impl Member {
             Err(error) => futures_util::stream::once(async { Err(error) }).boxed(),
         };
         let mut leaders = self.mishaps.leaders();
+        let mut from = Revision(create.start_revision);
         let mut goes_on = answers.send(Ok(created)).await.is_ok();
         while goes_on {
             tokio::select! {
@@ -180,12 +183,17 @@ impl Member {
                     return;
                 },
                 item = watch.next() => match item {
-                    Some(Ok(changes)) => goes_on = self.show(changes, create.fragment, &answers).await,
+                    Some(Ok(changes)) => {
+                        let at = changes.revision;
+                        let changes = self.store.dated(&prefix, from, at);
+                        from = at.next();
+                        goes_on = self.show(changes, at, create.fragment, &answers).await;
+                    }
                     Some(Err(WatchError::Compacted)) => {
                         let compacted = PbWatchResponse {
                             header: header(at),
                             canceled: true,
-                            compact_revision: self.revision().await.0.max(1),
+                            compact_revision: self.store.compacted().0,
                             ..PbWatchResponse::default()
                         };
                         goes_on = answers.send(Ok(compacted)).await.is_ok();
@@ -214,12 +222,12 @@ impl Member {
     /// Shows what happened, sometimes in fragments. False if nobody looks.
     async fn show(
         &self,
-        changes: Changes,
+        changes: Vec<(Revision, Change)>,
+        at: Revision,
         may_cut: bool,
         answers: &mpsc::Sender<Result<PbWatchResponse, Status>>,
     ) -> bool {
-        let at = changes.revision;
-        let mut events: Vec<PbEvent> = changes.changes.into_iter().map(|change| event(change, at)).collect();
+        let mut events: Vec<PbEvent> = changes.into_iter().map(|(at, change)| event(change, at)).collect();
         if may_cut && events.len() > 1 && self.entropy.fraction() < 0.3 {
             let rest = events.split_off(events.len() / 2);
             let first = PbWatchResponse {
@@ -245,6 +253,12 @@ impl Member {
         let read = self.store.get(&Key::from_stored("")).await;
         read.map_or(Revision::default(), |(_, at)| at)
     }
+}
+
+/// Who sent a request.
+fn sender<T>(request: &Request<T>) -> Result<IpAddr, Status> {
+    let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+    peer.ok_or_else(|| Status::internal("a request comes from somewhere"))
 }
 
 #[tonic::async_trait]
@@ -280,7 +294,7 @@ impl PbKvService for Member {
         let single = request.range_end.is_empty();
         let entries = page.entries.into_iter().filter(|entry| !single || entry.key == prefix);
         Ok(Response::new(PbRangeResponse {
-            header: header(page.revision),
+            header: header(self.revision().await),
             kvs: entries.map(stored).collect(),
             more: page.more && !single,
             count: 0,
@@ -288,8 +302,7 @@ impl PbKvService for Member {
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
-        let peer = peer.ok_or_else(|| Status::internal("a request comes from somewhere"))?;
+        let peer = sender(&request)?;
         let request = request.into_inner();
         let reads = |op: &PbTxnRequestOp| matches!(op.request, Some(PbTxnOpRequest::RequestRange(_)));
         let done = if request.success.iter().any(reads) {
@@ -302,9 +315,15 @@ impl PbKvService for Member {
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
         self.mishaps.led()?;
-        let at = Revision(request.into_inner().revision);
+        let (at, now) = (Revision(request.into_inner().revision), self.revision().await);
+        if at > now {
+            return Err(unread(ReadError::Away(format!("revision {at} is in the future"))));
+        }
+        if at <= self.store.compacted() {
+            return Err(unread(ReadError::Compacted));
+        }
         self.store.compact(at).await.map_err(unread)?;
-        Ok(Response::new(PbCompactionResponse { header: header(at) }))
+        Ok(Response::new(PbCompactionResponse { header: header(now) }))
     }
 
     type RangeStreamStream = BoxStream<'static, Result<PbRangeStreamResponse, Status>>;
@@ -341,8 +360,8 @@ impl PbLeaseService for Member {
         &self,
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        let fate = self.mishaps.fate(sender(&request)?, Needs::Space);
         let seconds = u64::try_from(request.into_inner().ttl).unwrap_or(1);
-        let fate = self.mishaps.fate(Needs::Space);
         if let Fate::Refused(status) | Fate::Late(status, _) = fate {
             return Err(status);
         }
@@ -364,6 +383,9 @@ impl PbLeaseService for Member {
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         self.mishaps.led()?;
         let lease = LeaseId(request.into_inner().id);
+        if self.store.keep_alive(lease).await == Err(LeaseError::Gone) {
+            return Err(refused(&NotApplied::LeaseGone));
+        }
         self.store.revoke(lease).await.map_err(unread)?;
         Ok(Response::new(PbLeaseRevokeResponse {
             header: header(self.revision().await),

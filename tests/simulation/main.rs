@@ -6,9 +6,11 @@
 
 mod acts;
 mod check;
+mod differential;
 mod driver;
 mod etcd;
 mod forms;
+mod history;
 mod judge;
 mod maintenance;
 mod many;
@@ -19,6 +21,7 @@ mod plan;
 mod receiver;
 mod rest;
 mod run;
+mod side;
 mod sums;
 mod weather;
 mod world;
@@ -70,8 +73,17 @@ enum Command {
         #[arg(long = "bug")]
         only: Vec<String>,
     },
-    /// Checks the simulation itself: its etcd obeys the laws of every store, and seeds give the same run each time.
+    /// Checks the simulation itself: its etcd obeys the laws of every store and answers as a real one does, and seeds give the same run each time.
     Check,
+    /// Asks the small etcd and a real one the same, at random, and compares what they answer.
+    Compare {
+        /// How many requests are compared.
+        #[arg(long, default_value_t = 100_000)]
+        steps: usize,
+        /// What they are drawn from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -88,6 +100,7 @@ fn main() -> ExitCode {
         }
         Command::Bugs { seeds, only } => many::bugs(&seeds, &only),
         Command::Check => check::check(),
+        Command::Compare { steps, seed } => differential::compare(steps, seed),
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

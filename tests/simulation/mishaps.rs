@@ -1,5 +1,7 @@
-//! What goes wrong in etcd itself while it is switched on: writes and answers are lost, there is no space left, there is no leader.
+//! What goes wrong in etcd itself while it is switched on: writes and answers are lost or late, there is no space left, there is no leader.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,10 +13,15 @@ use tonic::Status;
 use crate::messages::refused;
 use crate::plan::Dice;
 
+/// Milliseconds after which a write is done at the latest that is late without an election: long enough for another owner to be there.
+const LATEST: u64 = 2_500;
+
 /// What may go wrong, and does while it is switched on.
 pub(crate) struct Mishaps {
     dice: Dice,
     loses: AtomicBool,
+    /// Whose writes are late.
+    late: Mutex<BTreeSet<IpAddr>>,
     full: Mutex<Option<Full>>,
     leader: watch::Sender<bool>,
 }
@@ -53,7 +60,7 @@ pub(crate) enum Fate {
     Refused(Status),
     /// It is carried out, and this is answered all the same.
     Denied(Status),
-    /// This is answered; it is carried out so long after there is a leader again.
+    /// This is answered; it is carried out so long afterwards, if there is a leader, or after there is one again.
     Late(Status, Duration),
 }
 
@@ -63,6 +70,7 @@ impl Mishaps {
         Self {
             dice,
             loses: AtomicBool::new(false),
+            late: Mutex::default(),
             full: Mutex::default(),
             leader: watch::Sender::new(true),
         }
@@ -71,6 +79,21 @@ impl Mishaps {
     /// From now on writes and their answers are lost now and then, or no more.
     pub(crate) fn lose_writes(&self, loses: bool) {
         self.loses.store(loses, Ordering::Relaxed);
+    }
+
+    /// From now on half of what a host writes is answered as lost, and done later; or no more.
+    pub(crate) fn delay_writes(&self, host: IpAddr, delays: bool) {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if delays {
+            late.insert(host);
+        } else {
+            late.remove(&host);
+        }
+    }
+
+    fn is_late(&self, host: IpAddr) -> bool {
+        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        late.contains(&host) && self.dice.chance(0.5)
     }
 
     /// The space is used up by somebody, and the alarm is raised.
@@ -139,8 +162,8 @@ impl Mishaps {
         self.dice.chance(0.7)
     }
 
-    /// What becomes of a request that changes something.
-    pub(crate) fn fate(&self, needs: Needs) -> Fate {
+    /// What becomes of a request of a host that changes something.
+    pub(crate) fn fate(&self, host: IpAddr, needs: Needs) -> Fate {
         if let Err(status) = self.led() {
             // What was proposed before the leader was lost may still be committed by the next.
             let is_late = self.dice.chance(0.3);
@@ -162,10 +185,13 @@ impl Mishaps {
                 Needs::Space | Needs::Transaction => return Fate::Refused(no_space),
             }
         }
+        let timed_out = || Status::unavailable("etcdserver: request timed out");
+        if self.is_late(host) {
+            return Fate::Late(timed_out(), self.dice.millis(0, LATEST));
+        }
         if !self.loses.load(Ordering::Relaxed) {
             return Fate::Usual;
         }
-        let timed_out = || Status::unavailable("etcdserver: request timed out");
         match self.dice.below(100) {
             0..5 => Fate::Refused(timed_out()),
             5..8 => Fate::Refused(Status::unavailable("etcdserver: no leader")),

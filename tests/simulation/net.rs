@@ -72,37 +72,48 @@ pub(crate) fn wall(elapsed: Duration) -> Timestamp {
 }
 
 /// A connection that a server accepted.
-pub(crate) struct Accepted(TcpStream);
+pub(crate) struct Accepted<S> {
+    stream: S,
+    peer: Option<IpAddr>,
+}
+
+impl Accepted<tokio::net::TcpStream> {
+    /// One of the real network.
+    pub(crate) fn real(stream: tokio::net::TcpStream) -> Self {
+        let peer = stream.peer_addr().ok().map(|address| address.ip());
+        Self { stream, peer }
+    }
+}
 
 /// Who is at the other end of an accepted connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub Option<IpAddr>);
 
-impl Connected for Accepted {
+impl<S> Connected for Accepted<S> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer(self.0.peer_addr().ok().map(|address| address.ip()))
+        Peer(self.peer)
     }
 }
 
-impl AsyncRead for Accepted {
+impl<S: AsyncRead + Unpin> AsyncRead for Accepted<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, to)
+        Pin::new(&mut self.stream).poll_read(context, to)
     }
 }
 
-impl AsyncWrite for Accepted {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Accepted<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, from)
+        Pin::new(&mut self.stream).poll_write(context, from)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -110,10 +121,15 @@ impl AsyncWrite for Accepted {
 ///
 /// # Errors
 /// When the port is taken.
-pub(crate) async fn listen(port: u16) -> io::Result<impl Stream<Item = io::Result<Accepted>> + Send + 'static> {
+pub(crate) async fn listen(
+    port: u16,
+) -> io::Result<impl Stream<Item = io::Result<Accepted<TcpStream>>> + Send + 'static> {
     let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)).await?;
     Ok(futures_util::stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
+        let accepted = listener.accept().await.map(|(stream, peer)| Accepted {
+            stream,
+            peer: Some(peer.ip()),
+        });
         Some((accepted, listener))
     }))
 }

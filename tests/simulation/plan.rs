@@ -100,6 +100,8 @@ pub(crate) enum Fault {
     Hold(Host),
     /// Now and then the store's answer to a write is lost, or the write is.
     LostWrites,
+    /// Half of what a host writes is answered as lost, and done some time later.
+    LateWrites(Host),
     /// etcd has no space left.
     Full,
     /// The members of etcd have no leader; the one they have after the time gives all leases their whole time again.
@@ -321,6 +323,11 @@ impl Plan {
                 plan.acts.push((at, act));
             }
         }
+        // Dice of their own: a seed without races is drawn as if there were none.
+        let dice = Dice::new(seed, 4);
+        if dice.chance(0.3) {
+            plan.troubles.extend(race(&dice, &plan));
+        }
         plan.troubles.sort_by_key(|trouble| trouble.at);
         plan.acts.sort_by_key(|(at, _)| *at);
         plan
@@ -397,6 +404,36 @@ fn fault(dice: &Dice, plan: &Plan) -> Fault {
         15 | 16 => Fault::Election,
         _ => Fault::Compact,
     }
+}
+
+/// Agents come and go, so that shards change hands fast, while what another writes is done late: its takes when the shard is somebody else's already.
+fn race(dice: &Dice, plan: &Plan) -> Vec<Trouble> {
+    let late = dice.below(plan.agents.into());
+    // The next after it, wrapped around: a single agent races with what it was before.
+    let agent = |after: usize| {
+        let number = (late + after) % usize::from(plan.agents);
+        Host::Agent(u8::try_from(number).unwrap_or(0))
+    };
+    let mut at = dice.millis(1_500, 3_000);
+    let mut troubles = Vec::new();
+    // Not where nothing may be repeated: an agent that must go writes its progress for a while, not for ever.
+    if !plan.gentle {
+        troubles.push(Trouble {
+            at,
+            lasts: dice.millis(4_000, 8_000),
+            fault: Fault::LateWrites(agent(0)),
+        });
+    }
+    for _ in 0..dice.between(2, 4) {
+        let restless = agent(1 + dice.below(usize::from(plan.agents).saturating_sub(1)));
+        troubles.push(Trouble {
+            at,
+            lasts: dice.millis(100, 600),
+            fault: Fault::Stop(restless),
+        });
+        at += dice.millis(900, 2_500);
+    }
+    troubles
 }
 
 fn act(dice: &Dice, plan: &Plan) -> Act {

@@ -89,6 +89,8 @@ impl Weather {
         match fault {
             Fault::Kill(host) | Fault::Stop(host) | Fault::CutOff(host) | Fault::CutOffOut(host) => Some(host),
             Fault::CutOffIn(host) | Fault::Hold(host) | Fault::Cut(host, _) => Some(host),
+            // Whatever else happens to its host.
+            Fault::LateWrites(_) => None,
             Fault::LostWrites | Fault::Full | Fault::Election | Fault::Compact => None,
         }
     }
@@ -131,6 +133,7 @@ impl Weather {
                 .for_each(|member| sim.partition_oneway(*member, host.ip())),
             Fault::Hold(host) => members.iter().for_each(|member| sim.hold(host.ip(), *member)),
             Fault::LostWrites => self.ground.mishaps.lose_writes(true),
+            Fault::LateWrites(host) => self.ground.mishaps.delay_writes(host.ip(), true),
             Fault::Full => self.ground.mishaps.fill(),
             Fault::Election => {
                 self.ground.mishaps.lead(false);
@@ -183,6 +186,7 @@ impl Weather {
             Fault::CutOffIn(host) => members.iter().for_each(|member| sim.repair_oneway(*member, host.ip())),
             Fault::Hold(host) => members.iter().for_each(|member| sim.release(host.ip(), *member)),
             Fault::LostWrites => self.ground.mishaps.lose_writes(false),
+            Fault::LateWrites(host) => self.ground.mishaps.delay_writes(host.ip(), false),
             Fault::Full => self.ground.mishaps.disarm(),
             Fault::Election => {
                 self.ground.store.renew_leases();

@@ -115,6 +115,21 @@ impl MemoryStore {
         self.begin_leases(|lease| now + lease.ttl);
     }
 
+    /// The revision of the last compaction.
+    pub fn compacted(&self) -> Revision {
+        self.lock().compacted
+    }
+
+    /// The changes below `prefix` of the revisions `from` to `to`, each with its revision: a watch tells only the last one of those that it shows at once.
+    pub fn dated(&self, prefix: &Key, from: Revision, to: Revision) -> Vec<(Revision, Change)> {
+        let state = self.lock();
+        let steps = state.log.iter().filter(|(at, _)| (from..=to).contains(at));
+        let changes = steps.flat_map(|(at, changes)| changes.iter().map(|change| (*at, change.clone())));
+        changes
+            .filter(|(_, change)| change.key().as_str().starts_with(prefix.as_str()))
+            .collect()
+    }
+
     fn begin_leases(&self, deadline: impl Fn(&Lease) -> Duration) {
         let mut state = self.settled();
         for lease in state.leases.values_mut() {

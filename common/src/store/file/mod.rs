@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
-use redb::{Database, StorageError};
+use redb::{Database, DatabaseError, StorageError};
 use tokio::sync::{mpsc, oneshot};
 
 use self::engine::{Done, Engine, OpenDatabase, Part, Snapshot, Task};
@@ -33,6 +33,9 @@ use crate::task::Group;
 
 /// The name of the file in its directory.
 const FILE: &str = "store.redb";
+
+/// The ending of the file's name while the database is being made.
+const HALF_MADE: &str = "half-made";
 
 /// Bytes of the file that are kept in memory; the operating system caches the rest.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -84,7 +87,7 @@ impl FileStore {
     pub async fn open(directory: &Path) -> Result<Self, OpenError> {
         let path = directory.join(FILE);
         let file = path.clone();
-        let open = move || Database::builder().set_cache_size(CACHE_BYTES).create(&file);
+        let open = move || open_or_make(&file);
         Self::open_with(directory, path, Box::new(open)).await
     }
 
@@ -144,6 +147,39 @@ impl FileStore {
     fn newest(&self) -> Result<Arc<Snapshot>, ReadError> {
         self.shared.view(|view| view.newest.clone()).map_err(ReadError::Away)
     }
+}
+
+/// Opens the database in `file`, or makes one if there is none: under another name, which is given up once the database is whole and synced. What a
+/// death or a power loss leaves of one that is half made could never be opened, and holds nothing.
+fn open_or_make(file: &Path) -> Result<Database, DatabaseError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    if file.try_exists()? {
+        return builder.create(file);
+    }
+    let half_made = file.with_extension(HALF_MADE);
+    let database = match builder.create(&half_made) {
+        Ok(database) => database,
+        // Somebody makes it now, or it cannot be made.
+        Err(error @ DatabaseError::DatabaseAlreadyOpen) => return Err(error),
+        Err(error) if !half_made.try_exists()? => return Err(error),
+        Err(_) => {
+            std::fs::remove_file(&half_made)?;
+            builder.create(&half_made)?
+        }
+    };
+    // Whoever makes one holds its lock, so another process can have given it its name only before.
+    if file.try_exists()? {
+        drop(database);
+        std::fs::remove_file(&half_made)?;
+        return builder.create(file);
+    }
+    std::fs::rename(&half_made, file)?;
+    // A name is kept by a sync of the directory, not by one of the file.
+    if let Some(directory) = file.parent() {
+        std::fs::File::open(directory)?.sync_all()?;
+    }
+    Ok(database)
 }
 
 /// Why the writer did not answer.

@@ -17,6 +17,8 @@ use super::*;
 use crate::store::conformance::{self, model};
 use crate::store::{Change, Guard, Op, SharedStore};
 
+mod power;
+
 /// A store whose directory goes with the test.
 async fn fresh(directory: &TempDir, number: usize) -> SharedStore {
     let store = FileStore::open(&directory.path().join(format!("{number}")))
@@ -285,6 +287,20 @@ async fn what_is_not_a_store_is_refused() {
     ));
     let file = directory.path().join(FILE);
     assert!(matches!(FileStore::open(&file).await, Err(OpenError::Directory { .. })));
+}
+
+#[tokio::test]
+async fn what_was_left_of_a_store_that_was_half_made_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let half_made = directory.path().join(FILE).with_extension(HALF_MADE);
+    // It has its length, and nothing was written to it.
+    std::fs::write(&half_made, vec![0; 1_000_000]).unwrap();
+    let store = FileStore::open(directory.path()).await.unwrap();
+    store.write(put("a/1", "kept")).await.unwrap();
+    assert!(!half_made.exists());
+    drop(store);
+    let store = reopen(directory.path()).await;
+    assert_eq!(value(&store, "a/1").await.unwrap(), "kept");
 }
 
 #[tokio::test]

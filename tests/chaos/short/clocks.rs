@@ -74,11 +74,9 @@ async fn clocks_that_jump_by_ten_minutes_cost_no_lease_lose_and_double_nothing_a
     let soonest = retries.iter().map(|(first, second)| second - first).min().unwrap_or(0);
     let latest = retries.iter().map(|(_, second)| *second).max().unwrap_or(0);
     println!("{} retries, the soonest after {} ms", retries.len(), soonest / 1000);
-    // By a clock that goes a quarter faster while it follows the one that jumped.
-    assert!(
-        soonest >= Micros::try_from(RETRY_AFTER).unwrap() * 500 * 4 / 5,
-        "{soonest} µs"
-    );
+    // Half of the delay at least, and a fifth less while the agent's clock catches up.
+    let least = Micros::try_from(RETRY_AFTER).unwrap() * 500 * 4 / 5;
+    assert!(soonest >= least, "{soonest} µs");
     // No alarm was set by a clock that went back: the last are not minutes late.
     assert!(latest < last + 30_000_000, "a retry stood still");
     assert_eq!(trial.assert_clean().await.repeats, 0);

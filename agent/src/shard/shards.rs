@@ -53,14 +53,14 @@ pub struct Limits {
 
 impl Default for Limits {
     /// 64 MiB, 12,288 attempts (each is a socket and some 50 KB), of which ten thousand receivers that never answer leave a sixth; 256 unpaced (receivers that answer within 10 ms
-    /// get 25,000 a second) and 1,000 a second paced (a quarter of a processor); 800 ms (a receiver that is well answers in that time, and a shard is handed over within a second).
+    /// get 25,000 a second) and 500 a second paced (an eighth of a processor to begin them, and as much to end them); 800 ms (a receiver that is well answers in that time, and a shard is handed over within a second).
     fn default() -> Self {
         Self {
             bytes: 64 << 20,
             attempts: 12 * 1024,
             reserved: 2 * 1024,
             unpaced: 256,
-            paced_rate: 1000,
+            paced_rate: 500,
             grace: Duration::from_millis(800),
             suspend_after: SUSPEND_AFTER,
             dead_letter_retention: DEAD_LETTER_RETENTION,

@@ -23,7 +23,7 @@ demo: ## Runs Postrider in one process with a receiver of its own, and shows eac
 	cargo run -p postrider-standalone --bin postrider -- demo --once --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0
 
 test: etcd venv build simulation-check ## Runs all tests: a thousand simulated clusters, faults of real programs, units, architecture, scenarios on a real cluster.
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run -p postrider-tests --test chaos -E 'test(/^($(ALWAYS))::/)'; fi
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace --test chaos -E 'test(/^($(ALWAYS))::/)'; fi
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace; else cargo test --workspace --no-fail-fast; fi
 
 load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=--help).
@@ -38,7 +38,7 @@ chaos: etcd ## Kills programs while they work, and judges what came of it: make 
 ALWAYS := compaction|killed|members|paused|planes|restored|store
 
 chaos-short: etcd nft faketime build ## Some faults of real programs, one after the other: about 8 minutes.
-	cargo nextest run -p postrider-tests --test chaos
+	cargo nextest run --workspace --test chaos
 
 # The other revision is built from a copy, in a folder of its own.
 OTHER := $${CARGO_TARGET_DIR:-target}/other

@@ -451,17 +451,7 @@ async fn a_segment_of_a_later_version_is_left_as_it_is_for_an_agent_that_can_rea
 
 #[tokio::test(start_paused = true)]
 async fn receivers_that_never_answer_leave_room_for_those_that_do() {
-    let mut world = World::new();
-    let silent: Vec<String> = (0..40).map(|number| format!("silent-{number}")).collect();
-    let mut at_least = world.put_webhook(&webhook("well")).await;
-    for id in &silent {
-        at_least = world.put_webhook(&webhook(id)).await;
-    }
-    // Until the test is over, and as if that were no failure, so that only the lack of an answer tells them apart.
-    world.receiver.answers(|call| {
-        let pause = if call.0 == "well" { 5 } else { 3_600_000 };
-        (Duration::from_millis(pause), DELIVERED)
-    });
+    let (mut world, silent, at_least) = super::limits::world_with_silent().await;
     let limits = Limits {
         attempts: 12,
         reserved: 2,

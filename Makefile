@@ -35,7 +35,7 @@ chaos: etcd ## Kills programs while they work, and judges what came of it: make 
 	$${CARGO_TARGET_DIR:-target}/release/chaos $(ARGS)
 
 # Of the short set of faults those that need neither root nor packages of their own, and that have never failed but for a fault of Postrider.
-ALWAYS := compaction|killed|members|paused|planes|restored|store
+ALWAYS := compaction|killed|members|paused|planes|store
 
 chaos-short: etcd nft faketime build ## Some faults of real programs, one after the other: about 8 minutes.
 	cargo nextest run --workspace --test chaos

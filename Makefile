@@ -30,7 +30,7 @@ load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/load $(ARGS)
 
-chaos: etcd ## Kills programs while they work, and judges what came of it: make chaos ARGS='--events 1000000 --kills 60' (see ARGS=--help).
+chaos: etcd ## Kills programs while they work, and judges what came of it: make chaos ARGS='--events 1000000 --kills 51 --rate 1000' (see ARGS=--help).
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/chaos $(ARGS)
 

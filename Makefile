@@ -23,7 +23,8 @@ demo: ## Runs Postrider in one process with a receiver of its own, and shows eac
 	cargo run -p postrider-standalone --bin postrider -- demo --once --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0
 
 test: etcd venv build simulation-check ## Runs all tests: a thousand simulated clusters, faults of real programs, units, architecture, scenarios on a real cluster.
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace --test chaos -E 'test(/^($(ALWAYS))::/)'; fi
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace --test chaos -E 'test(/^($(ALWAYS))::/)'; \
+	else echo 'the faults of real programs are left out: they need cargo-nextest' >&2; fi
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace; else cargo test --workspace --no-fail-fast; fi
 
 load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=--help).

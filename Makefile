@@ -14,6 +14,9 @@ export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 SIMULATION := RUSTFLAGS='--cfg tokio_unstable' CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target}/simulation \
 	cargo run --quiet --profile simulation -p postrider-tests --features simulation --bin simulate --
 
+# Scenarios and faults take turns under both runners; nextest sums up what failed at the end.
+TEST := $$(cargo nextest --version >/dev/null 2>&1 && echo cargo nextest run || echo cargo test --no-fail-fast)
+
 .PHONY: help demo test load chaos chaos-short upgrade simulation simulation-check simulation-bugs lint fmt clippy doc deny proto-lint build etcd nft faketime venv
 
 help: ## Shows what can be made.
@@ -22,10 +25,9 @@ help: ## Shows what can be made.
 demo: ## Runs Postrider in one process with a receiver of its own, and shows each request as it arrives.
 	cargo run -p postrider-standalone --bin postrider -- demo --once --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0
 
-test: etcd venv build simulation-check ## Runs all tests: a thousand simulated clusters, faults of real programs, units, architecture, scenarios on a real cluster.
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace --test chaos -E 'test(/^($(ALWAYS))::/)'; \
-	else echo 'the faults of real programs are left out: they need cargo-nextest' >&2; fi
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace; else cargo test --workspace --no-fail-fast; fi
+test: etcd nft faketime venv build simulation-check ## Runs all tests: a thousand simulated clusters, faults of real programs, units, architecture, scenarios on a real cluster.
+	$(TEST) --workspace --test chaos -- $$(tests/chaos/short/unable.sh)
+	$(TEST) --workspace
 
 load: etcd ## Measures: make load ARGS='--mode unary --publishers 64' (see ARGS=--help).
 	cargo build --release --workspace --bins
@@ -35,11 +37,8 @@ chaos: etcd ## Kills programs while they work, and judges what came of it: make 
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/chaos $(ARGS)
 
-# Of the short set of faults those that need neither root nor packages of their own, and that have never failed but for a fault of Postrider.
-ALWAYS := compaction|killed|members|paused|planes|store
-
-chaos-short: etcd nft faketime build ## Some faults of real programs, one after the other: about 8 minutes.
-	cargo nextest run --workspace --test chaos
+chaos-short: etcd nft faketime build ## The faults of real programs alone, one after the other: about 8 minutes.
+	$(TEST) --workspace --test chaos
 
 # The other revision is built from a copy, in a folder of its own.
 OTHER := $${CARGO_TARGET_DIR:-target}/other
@@ -66,8 +65,10 @@ lint: fmt clippy doc deny proto-lint ## Checks form, lints, documentation, depen
 fmt:
 	cargo fmt --check
 
+# All targets are those that run with the tests: the faults run apart.
 clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p postrider-tests --test chaos -- -D warnings
 	cargo clippy -p postrider-tests --features simulation --bin simulate -- -D warnings
 
 doc:
@@ -90,14 +91,14 @@ etcd:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq etcd-server >/dev/null; \
 	else echo 'install etcd: apt-get install etcd-server' >&2; exit 1; fi
 
-# For network namespaces in which an agent is cut off. Tests that need it fail where it is missing, and say so.
+# For network namespaces in which an agent is cut off. `make test` leaves out what it cannot do without, and says so; `make chaos-short` fails.
 nft:
 	@if command -v nft >/dev/null && command -v ip >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 nftables >/dev/null; \
 	else echo 'install nft and ip, and run the tests as root: apt-get install nftables iproute2' >&2; fi
 
-# For clocks that jump. The test that needs it fails where it is missing, and says so.
+# For clocks that jump.
 faketime:
 	@if command -v faketime >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -416,6 +416,13 @@ impl Cluster {
         killed
     }
 
+    /// Whether a control plane leads, by what it said last.
+    pub fn leads(&self, control_plane: usize) -> bool {
+        let output = self.control_planes[control_plane].process.output();
+        let said = output.lines().rev().find(|line| line.contains("leading"));
+        said.is_some_and(|line| !line.contains("no longer leading"))
+    }
+
     /// When agents, also those that are gone, said something.
     pub fn told(&self, what: &str) -> Vec<jiff::Timestamp> {
         let logs = std::fs::read_dir(self.folder.path())

@@ -1,9 +1,20 @@
 //! What a process has used, by the operating system's own accounting (Linux: /proc).
 
 use std::ops::Sub;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Clock ticks a second in /proc: 100 on every Linux that this runs on (the kernel's USER_HZ).
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Where control groups for memory are.
+const V1: &str = "/sys/fs/cgroup/memory";
+
+/// Where control groups are, where there is one kind.
+const V2: &str = "/sys/fs/cgroup";
+
+/// How many groups this process has made.
+static MADE: AtomicUsize = AtomicUsize::new(0);
 
 /// What one process has used since it started.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -61,6 +72,11 @@ impl Sub for Usage {
     }
 }
 
+/// How many files and sockets process `pid` has open.
+pub fn open_files_of(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
 /// From now on process `pid` may have no file descriptor of this number or above: what it has stays open.
 ///
 /// # Panics
@@ -73,6 +89,41 @@ pub async fn limit_files(pid: u32, below: u32) {
         .await;
     let done = done.is_ok_and(|status| status.success());
     assert!(done, "prlimit: apt-get install util-linux");
+}
+
+/// Programs that together get so much memory: a control group. It goes with its last program.
+pub struct Memory(PathBuf);
+
+impl Memory {
+    /// A group for as many bytes; who wants more is killed.
+    ///
+    /// # Panics
+    /// If this machine cannot.
+    pub fn limited(bytes: u64) -> Self {
+        // Version 1 of control groups has a tree for memory; version 2 has one for all.
+        let (tree, limit) = match Path::new(V1).is_dir() {
+            true => (V1, "memory.limit_in_bytes"),
+            false => (V2, "memory.max"),
+        };
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let group = Path::new(tree).join(format!("postrider-test-{}-{number}", std::process::id()));
+        let made = std::fs::create_dir(&group).and_then(|()| std::fs::write(group.join(limit), bytes.to_string()));
+        made.unwrap_or_else(|error| panic!("control groups for memory (run as root): {}: {error}", group.display()));
+        Self(group)
+    }
+
+    /// A command that enters the group, and ends by becoming the command behind it.
+    pub fn enter(&self) -> [String; 4] {
+        const SCRIPT: &str = "echo $$ > \"$0\" && exec \"$@\"";
+        let list = self.0.join("cgroup.procs").display().to_string();
+        ["sh".to_owned(), "-c".to_owned(), SCRIPT.to_owned(), list]
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! A disk that is full: the embedded store in a real process on a real file system that has no room left.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use postrider_common::entropy::{Entropy as _, SystemEntropy};
 use postrider_proto::v1::Event;

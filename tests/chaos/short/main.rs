@@ -11,6 +11,7 @@
 
 mod clocks;
 mod compaction;
+mod crowd;
 mod disk;
 mod killed;
 mod links;
@@ -21,6 +22,7 @@ mod paused;
 mod planes;
 mod points;
 mod restored;
+mod scaled;
 mod starved;
 mod store;
 

@@ -21,10 +21,12 @@ async fn control_planes_that_stand_still_beyond_their_clients_deadlines_double_a
     let stopping = async {
         trial.accepted(1000, FLOW).await;
         let planes = &trial.cluster.control_planes;
-        let (leader, other) = wait::until("a leader", FLOW, async || match [leads(&trial, 0), leads(&trial, 1)] {
-            [true, false] => Some((0, 1)),
-            [false, true] => Some((1, 0)),
-            _ => None,
+        let (leader, other) = wait::until("a leader", FLOW, async || {
+            match [trial.cluster.leads(0), trial.cluster.leads(1)] {
+                [true, false] => Some((0, 1)),
+                [false, true] => Some((1, 0)),
+                _ => None,
+            }
         })
         .await;
         // The other one: for as long as its publishers need to notice.
@@ -35,20 +37,23 @@ async fn control_planes_that_stand_still_beyond_their_clients_deadlines_double_a
         .await;
         planes[other].process.signal("CONT").await;
         assert!(
-            leads(&trial, leader) && !leads(&trial, other),
+            trial.cluster.leads(leader) && !trial.cluster.leads(other),
             "that has nothing to do with who leads"
         );
         // And the one that leads, for longer than its lease lives.
         let before = timed_out(&trial);
         planes[leader].process.signal("STOP").await;
-        wait::until("another to lead", FLOW, async || leads(&trial, other).then_some(())).await;
+        wait::until("another to lead", FLOW, async || {
+            trial.cluster.leads(other).then_some(())
+        })
+        .await;
         assert!(timed_out(&trial) > before, "publishers gave it up");
         planes[leader].process.signal("CONT").await;
         wait::until("the old leader to know", FLOW, async || {
-            (!leads(&trial, leader)).then_some(())
+            (!trial.cluster.leads(leader)).then_some(())
         })
         .await;
-        assert!(leads(&trial, other), "it does not lead beside its successor");
+        assert!(trial.cluster.leads(other), "it does not lead beside its successor");
     };
     tokio::join!(publishing, stopping);
     trial.quiet(FLOW).await;
@@ -61,11 +66,4 @@ fn timed_out(trial: &Trial) -> usize {
     let calls = trial.journal.calls();
     let late = |code: Code| matches!(code, Code::Cancelled | Code::DeadlineExceeded);
     calls.iter().filter(|call| late(call.code)).count()
-}
-
-/// Whether a control plane leads, by what it said last.
-fn leads(trial: &Trial, control_plane: usize) -> bool {
-    let output = trial.cluster.control_planes[control_plane].process.output();
-    let said = output.lines().rev().find(|line| line.contains("leading"));
-    said.is_some_and(|line| !line.contains("no longer leading"))
 }

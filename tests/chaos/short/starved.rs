@@ -1,13 +1,13 @@
-//! Programs that get too little: no file descriptors, and hardly any processor time.
+//! Programs that get too little: no file descriptors, no memory, hardly any processor time.
 
 use std::time::Duration;
 
 use postrider_tests::chaos::course::Course;
 use postrider_tests::chaos::trial::Trial;
 use postrider_tests::client::Client;
-use postrider_tests::cluster::{Cluster, LEASE_TTL};
+use postrider_tests::cluster::{Cluster, LEASE_TTL, Start};
 use postrider_tests::http::{counted, get};
-use postrider_tests::usage::{Usage, limit_files};
+use postrider_tests::usage::{Memory, Usage, limit_files};
 use postrider_tests::wait;
 use tokio::time::Instant;
 
@@ -24,6 +24,12 @@ const NONE: u32 = 3;
 
 /// The part of one processor that a program may use up which can do nothing. One that spins uses up all of it.
 const IDLE: f64 = 0.3;
+
+/// The memory that an agent has, and a control plane.
+const ROOM: u64 = 176 << 20;
+
+/// Data of events is up to as long: 24 KiB in the middle.
+const PAD: usize = 48 << 10;
 
 /// How long a publisher waits for an answer before it asks another control plane.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -68,6 +74,39 @@ async fn without_file_descriptors_programs_live_do_not_spin_and_go_on_when_they_
         .await
         .expect("it answers again");
     assert_eq!(trial.assert_clean().await.repeats, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_less_memory_than_what_waits_an_agent_and_a_control_plane_live_and_all_is_delivered() {
+    let memory = [0, 1].map(|_| Memory::limited(ROOM));
+    let start = |program: usize| Start::default().by(memory[program].enter());
+    let course = Course {
+        pad: PAD,
+        ..Course::of(10_000, 12)
+    };
+    let mut cluster = Cluster::of(1, 0, 0).await;
+    cluster.add_control_plane_by(start(0)).await;
+    let mut trial = Trial::of(cluster, course).await;
+    trial.publishing().await;
+    let waiting = trial.cluster.etcd.client(0).database_bytes_in_use().await;
+    let waiting = u64::try_from(waiting.expect("etcd answers").unwrap_or(0)).unwrap_or(0);
+    println!("{} MiB wait", waiting >> 20);
+    assert!(waiting > ROOM, "{waiting} bytes wait");
+    trial.cluster.add_agent_by(start(1)).await;
+    trial.quiet(FLOW).await;
+    let programs = [
+        trial.cluster.agents[0].pid(),
+        trial.cluster.control_planes[0].process.pid(),
+    ];
+    let peaks = programs.map(|pid| Usage::of(pid).peak_bytes >> 20);
+    println!(
+        "the agent had at most {} MiB, the control plane {} MiB",
+        peaks[0], peaks[1]
+    );
+    assert_eq!(trial.assert_clean().await.repeats, 0, "none of them was killed");
+    // Control groups go only when nobody is in them.
+    trial.cluster.kill_agent(0).await;
+    trial.cluster.kill_control_plane(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,8 +25,11 @@ const COLLECTED: usize = 6;
 /// Ordering keys of a webhook that keeps the order of each.
 const KEYS: u16 = 8;
 
-/// The texts that data is filled up with are up to this long.
+/// The texts that data is filled up with are usually up to this long.
 const PAD: usize = 200;
+
+/// Letters that are made of one random number.
+const LETTERS_AT_ONCE: usize = 8;
 
 /// A course of events.
 #[derive(Debug, Clone)]
@@ -49,6 +52,8 @@ pub struct Course {
     pub retry_after: i32,
     /// How long one attempt may take, in milliseconds, if not as long as usual.
     pub timeout: Option<i32>,
+    /// The texts that data is filled up with are up to this long.
+    pub pad: usize,
 }
 
 impl Course {
@@ -64,6 +69,7 @@ impl Course {
             refuse_one_of: 100,
             retry_after: 100,
             timeout: None,
+            pad: PAD,
         }
     }
 
@@ -131,8 +137,25 @@ impl Course {
         let name = event_type(self.kind(number));
         Event {
             ordering_key: key,
-            ..event(&format!("{ID}{number}"), &name, data(number))
+            ..event(&format!("{ID}{number}"), &name, self.data(number))
         }
+    }
+
+    /// The data of an event.
+    pub fn data(&self, number: usize) -> Bytes {
+        let length = number.wrapping_mul(7919) % self.pad;
+        // A text that hardly gets smaller when it is compressed.
+        let mut state = number as u64;
+        let mut pad = String::with_capacity(length + LETTERS_AT_ONCE);
+        while pad.len() < length {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let letter = |letter| char::from(b'A' + (state >> (4 * letter + 20) & 15) as u8);
+            pad.extend((0..LETTERS_AT_ONCE).map(letter));
+        }
+        pad.truncate(length);
+        format!("{{\"number\":{number},\"pad\":\"{pad}\"}}").into()
     }
 
     /// A webhook as it is created, for the receiver at `url`, which ends without a slash.
@@ -186,11 +209,6 @@ pub fn event_number(id: &str) -> Option<Number> {
 /// The type of the events of a kind.
 pub fn event_type(kind: usize) -> String {
     format!("COURSE_{kind}")
-}
-
-/// The data of an event.
-pub fn data(number: usize) -> Bytes {
-    format!("{{\"number\":{number},\"pad\":\"{}\"}}", "x".repeat(number % PAD)).into()
 }
 
 #[cfg(test)]

@@ -143,10 +143,14 @@ impl Trial {
     pub async fn kill_agent(&mut self, agent: usize) -> Micros {
         let at = self.now();
         self.cluster.kill_agent(agent).await;
-        // Its requests under way, and as many again that were answered while its ledger wrote.
-        let repeats = 2 * IN_FLIGHT * self.course.webhooks();
-        self.fault("agent", at, at + BUFFERED, repeats);
+        self.died("agent", at);
         at
+    }
+
+    /// Notes that a program died between `from` and now: its requests under way may come again, and as many that were answered while its ledger wrote.
+    pub fn died(&mut self, victim: &'static str, from: Micros) {
+        let repeats = 2 * IN_FLIGHT * self.course.webhooks();
+        self.fault(victim, from, self.now() + BUFFERED, repeats);
     }
 
     /// Ends a control plane with SIGKILL and starts it again. That causes no repeat.
@@ -177,8 +181,7 @@ impl Trial {
         while !self.cluster.control_planes.is_empty() {
             killed.push(self.cluster.kill_control_plane(0).await);
         }
-        let repeats = 2 * IN_FLIGHT * self.course.webhooks();
-        self.fault("everything", at, self.now() + BUFFERED, repeats);
+        self.died("everything", at);
         self.cluster.etcd.restart(0).await;
         for killed in killed {
             self.cluster.restart_control_plane(killed).await;
@@ -212,8 +215,21 @@ impl Trial {
 
     /// The epoch of each shard: it changes whenever the shard changes hands.
     pub async fn epochs(&self) -> Vec<i64> {
+        self.owned().await.into_iter().map(|(_, epoch)| epoch).collect()
+    }
+
+    /// The owner of each shard, and its epoch.
+    pub async fn owned(&self) -> Vec<(String, i64)> {
         let shards = self.shards().await.expect("shards are listed");
-        shards.iter().map(|shard| shard.epoch).collect()
+        shards
+            .iter()
+            .map(|shard| (owner(shard).to_owned(), shard.epoch))
+            .collect()
+    }
+
+    /// Who owns shards.
+    pub async fn owners(&self) -> BTreeSet<String> {
+        self.owned().await.into_iter().map(|(owner, _)| owner).collect()
     }
 
     async fn shards(&self) -> Option<Vec<Shard>> {
@@ -236,7 +252,7 @@ impl Trial {
         let owns = |webhook: &usize| {
             let id = WebhookId::new(&webhook_id(*webhook)).expect("it is a webhook id");
             let shard = usize::from(shard::of(&account, &id, count).0);
-            shards[shard].owner_agent.rsplit('/').next() == Some(agent)
+            owner(&shards[shard]) == agent
         };
         (0..self.course.webhooks()).filter(owns).collect()
     }
@@ -360,6 +376,11 @@ impl Trial {
             unrecorded: UNRECORDED,
         }
     }
+}
+
+/// The id of the agent that owns a shard.
+fn owner(shard: &Shard) -> &str {
+    shard.owner_agent.rsplit('/').next().unwrap_or_default()
 }
 
 async fn dead_letters(client: &Client, webhook: &str) -> BTreeSet<checker::Number> {

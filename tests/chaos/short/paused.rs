@@ -13,7 +13,7 @@ use postrider_tests::wait;
 use crate::{FLOW, SECOND};
 
 /// How long the receiver takes: so long that requests are under way when the agent is stopped.
-const ANSWER: Duration = Duration::from_millis(200);
+const ANSWER: Duration = Duration::from_millis(60);
 
 /// What owners write about deliveries.
 const OF_OWNERS: [&str; 6] = ["/queue/", "/parked/", "/dead/", "/progress/", "/usage/", "/failing/"];

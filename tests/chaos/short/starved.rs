@@ -82,7 +82,8 @@ async fn with_less_memory_than_what_waits_an_agent_and_a_control_plane_live_and_
     let start = |program: usize| Start::default().by(memory[program].enter());
     let course = Course {
         pad: PAD,
-        ..Course::of(10_000, 12)
+        collectors: 0,
+        ..Course::of(11_000, 12)
     };
     let mut cluster = Cluster::of(1, 0, 0).await;
     cluster.add_control_plane_by(start(0)).await;

@@ -28,6 +28,9 @@ const KEYS: u16 = 8;
 /// The texts that data is filled up with are usually up to this long.
 const PAD: usize = 200;
 
+/// What texts consist of.
+const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
+
 /// Letters that are made of one random number.
 const LETTERS_AT_ONCE: usize = 8;
 
@@ -151,7 +154,7 @@ impl Course {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
-            let letter = |letter| char::from(b'A' + (state >> (4 * letter + 20) & 15) as u8);
+            let letter = |letter| char::from(LETTERS[(state >> (6 * letter + 16) & 63) as usize]);
             pad.extend((0..LETTERS_AT_ONCE).map(letter));
         }
         pad.truncate(length);

@@ -288,7 +288,7 @@ impl Cluster {
         (0..self.control_planes.len()).map(|index| self.client(index)).collect()
     }
 
-    /// Waits until exactly the running agents are known and own every shard, each as it was assigned.
+    /// Waits until exactly the running agents are known and own every shard, each agent some, and each shard as it was assigned.
     pub async fn settled(&self) {
         let running: BTreeSet<&str> = self.agents.iter().map(Process::name).collect();
         // By their names: one that was killed is known for as long as its lease, and one that was started only when it has registered.
@@ -298,7 +298,7 @@ impl Cluster {
         .await;
     }
 
-    /// Waits until so many agents are known and own every shard, each as it was assigned.
+    /// Waits until so many agents are known and own every shard, each agent some, and each shard as it was assigned.
     pub async fn settled_with(&self, agents: usize) {
         let what = format!("{agents} agents to own all shards");
         self.owned_by(&what, |known| known.len() == agents).await;
@@ -323,7 +323,10 @@ impl Cluster {
                 !shard.owner_agent.is_empty() && shard.owner_agent == shard.assigned_agent
             };
             let names: Vec<&str> = known.iter().filter_map(|agent| agent.name.rsplit('/').next()).collect();
-            (known_are_right(&names) && !shards.is_empty() && shards.iter().all(owned)).then_some(())
+            // Who has just come is known a moment before it is given any.
+            let owners: BTreeSet<&str> = shards.iter().map(|shard| shard.owner_agent.as_str()).collect();
+            let settled = !shards.is_empty() && shards.iter().all(owned) && owners.len() == names.len();
+            (settled && known_are_right(&names)).then_some(())
         })
         .await;
     }

@@ -6,7 +6,6 @@ use postrider_tests::chaos::course::Course;
 use postrider_tests::chaos::trial::Trial;
 use postrider_tests::cluster::Cluster;
 use postrider_tests::process::Process;
-use postrider_tests::wait;
 use tokio::time::Instant;
 
 use crate::FLOW;
@@ -20,13 +19,13 @@ async fn from_one_agent_to_eight_to_three_under_load_nothing_comes_twice_and_no_
         for _ in 0..7 {
             trial.cluster.add_agent().await;
         }
-        spread(&trial, 8).await;
+        trial.cluster.settled().await;
         let staying: BTreeSet<String> = trial.cluster.agents[5..].iter().map(name).collect();
         let before = trial.owned().await;
         for _ in 0..5 {
             trial.cluster.stop_agent(0).await;
         }
-        spread(&trial, 3).await;
+        trial.cluster.settled().await;
         let after = trial.owned().await;
         let kept = before
             .iter()
@@ -53,22 +52,13 @@ async fn the_control_plane_that_places_shards_is_killed_while_agents_come_and_an
         trial.cluster.add_agent().await;
         let (killed, at) = (trial.cluster.kill_control_plane(leader).await, Instant::now());
         trial.cluster.add_agent().await;
-        spread(&trial, 4).await;
+        trial.cluster.settled().await;
         println!("every shard has its owner after {:?}", at.elapsed());
         trial.cluster.restart_control_plane(killed).await;
     };
     tokio::join!(publishing, replacing);
     trial.quiet(FLOW).await;
     assert_eq!(trial.assert_clean().await.repeats, 0);
-}
-
-/// Waits until so many agents own all shards, each some: who has just come is known a moment before it is given any.
-async fn spread(trial: &Trial, agents: usize) {
-    wait::until("each agent to have some", FLOW, async || {
-        (trial.owners().await.len() == agents).then_some(())
-    })
-    .await;
-    trial.cluster.settled().await;
 }
 
 fn name(agent: &Process) -> String {

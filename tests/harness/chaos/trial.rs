@@ -227,11 +227,6 @@ impl Trial {
             .collect()
     }
 
-    /// Who owns shards.
-    pub async fn owners(&self) -> BTreeSet<String> {
-        self.owned().await.into_iter().map(|(owner, _)| owner).collect()
-    }
-
     async fn shards(&self) -> Option<Vec<Shard>> {
         let all = ListShardsRequest {
             page_size: 1000,

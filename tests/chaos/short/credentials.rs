@@ -93,9 +93,9 @@ async fn tokens_that_end_and_a_password_that_is_changed_cost_nothing() {
         let [granted, refused, failed] = authentications(metrics).await;
         let seconds = begun.elapsed().as_secs();
         println!("{}: {granted} tokens in {seconds} s", program.name());
-        // The end of a token is a whole second, down to which etcd rounds.
+        // The end of a token is a whole second, up or down to which etcd rounds.
         let most = seconds / (TTL - 1) + 2;
-        assert!((4..=most).contains(&granted), "{}: {granted}", program.name());
+        assert!((3..=most).contains(&granted), "{}: {granted}", program.name());
         assert_eq!((refused, failed), (0, 0), "{}", program.name());
     }
     assert!(trial.lost_leases().is_empty(), "a lease is lost");

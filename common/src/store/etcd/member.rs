@@ -16,6 +16,7 @@ use tonic::transport::Endpoint;
 
 use super::classify::{Failure, Kind, Sent, classify, code};
 use super::session::Session;
+use super::trouble::Task;
 use super::{ConnectError, EtcdConfig};
 use crate::net::SharedDialer;
 use hyper_util::rt::TokioIo;
@@ -195,6 +196,25 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let outcome = self.repeated(call).await;
+        self.session.note(&outcome);
+        outcome
+    }
+
+    /// The same, of what some releases of etcd let only root do: that is said once, and nothing else depends on it.
+    pub(super) async fn maintain<T, F>(&self, task: Task, call: impl Fn(Member) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let outcome = self.repeated(call).await;
+        self.session.note_task(task, &outcome);
+        outcome.map(|(value, _)| value)
+    }
+
+    async fn repeated<T, F>(&self, call: impl Fn(Member) -> F) -> Result<(T, usize), Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         // With half the time for each, one member that is stopped does not use up all of it.
         let each = if self.all.len() > 1 {
             self.deadline / 2
@@ -210,8 +230,9 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let done = self.attempts(self.deadline, |kind| kind == Kind::NotSent, call).await;
-        done.map(|(value, _)| value)
+        let outcome = self.attempts(self.deadline, |kind| kind == Kind::NotSent, call).await;
+        self.session.note(&outcome);
+        outcome.map(|(value, _)| value)
     }
 
     async fn attempts<T, F>(
@@ -230,7 +251,6 @@ impl Members {
                 return Err(late());
             };
             let outcome = self.as_user(&member, each, end, &call).await;
-            self.session.note(&outcome);
             let failure = match outcome {
                 Ok(value) => return Ok((value, number)),
                 Err(failure) => failure,

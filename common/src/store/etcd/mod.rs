@@ -27,6 +27,7 @@ pub use self::access::{Access, Authentications, Credentials, PasswordError, read
 use self::classify::{Kind, classify, read_error, write_error};
 use self::horizon::Horizon;
 use self::member::Members;
+use self::trouble::Task;
 use self::watch::{Cursor, open_as_user};
 use super::{
     Entry, Grant, Guard, LeaseError, LeaseId, ListRequest, NotApplied, Op, Page, ReadError, Revision, Store, Usage,
@@ -374,7 +375,7 @@ impl Store for EtcdStore {
 
     async fn compact(&self, revision: Revision) -> Result<(), ReadError> {
         let compact = |mut member: member::Member| async move { member.kv.compact(revision.0, None).await };
-        match self.members.read(compact).await {
+        match self.members.maintain(Task::Compact, compact).await {
             Err(failure) if classify(&failure) != Kind::Compacted => Err(read_error(failure)),
             Ok(_) | Err(_) => Ok(()),
         }
@@ -382,7 +383,8 @@ impl Store for EtcdStore {
 
     async fn usage(&self) -> Result<Usage, ReadError> {
         let status = |mut member: member::Member| async move { member.maintenance.status().await };
-        let (status, _) = self.members.read(status).await.map_err(read_error)?;
+        let status = self.members.maintain(Task::Status, status).await;
+        let status = status.map_err(read_error)?;
         let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
         Ok(Usage {
             size: bytes(status.db_size()),

@@ -23,7 +23,7 @@ use tower::{BoxError, ServiceExt as _};
 use super::access::{Access, Credentials, PasswordError};
 use super::classify::{Failure, Kind, Sent, classify, code};
 use super::member::failure;
-use super::trouble::{Trouble, Troubles};
+use super::trouble::{Task, Trouble, Troubles};
 
 /// Where etcd looks for the token.
 const TOKEN: &str = "token";
@@ -226,6 +226,15 @@ impl Session {
             | Kind::Invalid
             | Kind::TokenOver
             | Kind::Denied => {}
+        }
+    }
+
+    /// Notes what came of a task that some releases of etcd let only root do.
+    pub(super) fn note_task<T>(&self, task: Task, outcome: &Result<T, Failure>) {
+        if let Err(failure) = outcome
+            && classify(failure) == Kind::NotPermitted
+        {
+            self.troubles.only_for_root(task, &failure.message);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Says once what is wrong with how a program is let into etcd, and once that it is right again.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,10 +23,21 @@ pub(super) enum Trouble {
     NotPermitted,
 }
 
+/// What some releases of etcd let only root do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Task {
+    /// Forgetting history.
+    Compact,
+    /// Telling how large it is, and whether it takes more.
+    Status,
+}
+
 /// What is wrong now, if anything.
 #[derive(Debug)]
 pub(super) struct Troubles {
     user: String,
+    /// What was said to be only for root.
+    for_root: Mutex<BTreeSet<Task>>,
     /// With when it was met last.
     now: Mutex<Option<(Trouble, Instant)>>,
     /// Whether there is any: asked after each call, so without a lock.
@@ -37,6 +49,7 @@ impl Troubles {
     pub(super) fn of(user: Option<String>) -> Self {
         Self {
             user: user.unwrap_or_default(),
+            for_root: Mutex::default(),
             now: Mutex::default(),
             any: AtomicBool::new(false),
         }
@@ -66,6 +79,31 @@ impl Troubles {
             Trouble::PasswordUnread => tracing::error!(why, user, "the password for etcd cannot be read"),
             Trouble::LoginRefused => tracing::error!(why, user, "etcd does not take the user and the password"),
             Trouble::NotPermitted => tracing::error!(why, user, "etcd does not permit the user what is needed"),
+        }
+    }
+
+    /// Notes that etcd lets only root do this; says so once.
+    pub(super) fn only_for_root(&self, task: Task, why: &str) {
+        let mut said = self.for_root.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = said.insert(task);
+        drop(said);
+        let user = self.user.as_str();
+        match task {
+            Task::Compact if is_new => {
+                tracing::error!(
+                    why,
+                    user,
+                    "etcd does not let the user compact: let it do so by itself (--auto-compaction-mode)"
+                );
+            }
+            Task::Status if is_new => {
+                tracing::error!(
+                    why,
+                    user,
+                    "etcd does not tell the user how full it is: publishing goes on until it is full"
+                );
+            }
+            Task::Compact | Task::Status => {}
         }
     }
 

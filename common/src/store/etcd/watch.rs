@@ -48,7 +48,7 @@ pub(super) async fn open_as_user(
     let refused = Error::WatchError(first.cancel_reason().to_owned());
     let failure = failure(Error::WatchError(first.cancel_reason().to_owned()));
     if classify(&failure) == Kind::NotPermitted {
-        // Etcd 3.5 says so of whatever is wrong; asked for the key itself, it says what is.
+        // Etcd 3.5.1 says so of whatever is wrong; asked for the key itself, it says what is.
         member.kv.get(key, None).await?;
     }
     Err(refused)

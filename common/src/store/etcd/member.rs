@@ -301,7 +301,8 @@ impl Members {
     }
 }
 
-fn late() -> Failure {
+/// What is reported of a call that was not answered.
+pub(super) fn late() -> Failure {
     Failure {
         code: code::DEADLINE_EXCEEDED,
         message: "no answer in time".into(),

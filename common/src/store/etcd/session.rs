@@ -17,12 +17,12 @@ use etcd_client::{AuthClient, Channel};
 use http::{HeaderValue, Request};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tower::{BoxError, ServiceExt as _};
 
 use super::access::{Access, Credentials, PasswordError};
 use super::classify::{Failure, Kind, Sent, classify, code};
-use super::member::failure;
+use super::member::{failure, late};
 use super::trouble::{Task, Trouble, Troubles};
 
 /// Where etcd looks for the token.
@@ -33,6 +33,9 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is asked at least while it refuses a password: it may have been mended in etcd.
 const SELDOM: Duration = Duration::from_secs(8);
+
+/// How long one member may take to give a token: with that another has time to give one within a call's deadline.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// A token, once there is one.
 pub(super) type Token = Option<Arc<HeaderValue>>;
@@ -177,8 +180,9 @@ impl Session {
                 if password.is_some() && failure.sent == Sent::No {
                     // Nobody was asked.
                     asking.last = None;
+                } else {
+                    outcomes.failed.fetch_add(1, Ordering::Relaxed);
                 }
-                outcomes.failed.fetch_add(1, Ordering::Relaxed);
                 // Perhaps there is a token now that nobody knows; what it was wanted for was not asked.
                 Failure {
                     sent: Sent::No,
@@ -281,7 +285,7 @@ fn is_same(one: Option<&SecretString>, other: Option<&SecretString>) -> bool {
 async fn ask(auth: &AuthClient, credentials: &Credentials, password: &SecretString) -> Result<HeaderValue, Failure> {
     let mut auth = auth.clone();
     let asked = auth.authenticate(credentials.user.clone(), password.expose_secret().to_owned());
-    let answer = asked.await.map_err(failure)?;
+    let answer = timeout(ANSWER, asked).await.map_err(|_| late())?.map_err(failure)?;
     let mut token = HeaderValue::from_str(answer.token()).map_err(|_| unsent("the token is no text"))?;
     token.set_sensitive(true);
     Ok(token)

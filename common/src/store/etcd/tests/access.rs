@@ -82,15 +82,19 @@ impl Guarded {
     }
 
     async fn store(&self) -> (EtcdStore, Arc<Authentications>) {
+        let endpoints = self.cluster.servers.iter().map(|server| server.client.clone());
+        self.store_of(endpoints.collect()).await
+    }
+
+    async fn store_of(&self, endpoints: Vec<String>) -> (EtcdStore, Arc<Authentications>) {
         let access = Access {
             credentials: Some(self.credentials()),
             ..Access::default()
         };
         let authentications = Arc::clone(&access.authentications);
-        let endpoints = self.cluster.servers.iter().map(|server| server.client.clone());
         let config = EtcdConfig {
             access,
-            ..EtcdConfig::new(endpoints.collect(), "/cell/")
+            ..EtcdConfig::new(endpoints, "/cell/")
         };
         (EtcdStore::connect(config).await.unwrap(), authentications)
     }
@@ -209,6 +213,21 @@ async fn a_member_that_does_not_know_the_token_is_given_another() {
     let [granted, refused, _] = outcomes(&authentications);
     assert!(granted >= 2);
     assert_eq!(refused, 0);
+}
+
+#[tokio::test]
+async fn a_member_that_is_away_or_never_answers_is_passed_over_when_a_token_is_wanted() {
+    let guarded = Guarded::start(1).await;
+    let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener();
+    let closed = listener().local_addr().unwrap();
+    // A member that is away was not even asked.
+    for (first, outcomes_then) in [(closed, [1, 0, 0]), (silent.local_addr().unwrap(), [1, 0, 1])] {
+        let members = [first.to_string(), guarded.cluster.servers[0].client.clone()];
+        let (store, authentications) = guarded.store_of(members.to_vec()).await;
+        store.write(put("a/1", "v")).await.unwrap();
+        assert_eq!(outcomes(&authentications), outcomes_then);
+    }
 }
 
 #[tokio::test]

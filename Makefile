@@ -37,7 +37,7 @@ chaos: etcd ## Kills programs while they work, and judges what came of it: make 
 	cargo build --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/chaos $(ARGS)
 
-chaos-short: etcd nft faketime build ## The faults of real programs alone, one after the other: about 8 minutes.
+chaos-short: etcd nft faketime build ## The faults of real programs alone, one after the other: about 9 minutes.
 	$(TEST) --workspace --test chaos
 
 # The other revision is built from a copy, in a folder of its own.

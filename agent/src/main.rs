@@ -9,6 +9,7 @@ use postrider_common::admin::{self, Readiness};
 use postrider_common::entropy::{Entropy as _, SystemEntropy};
 use postrider_common::id::AgentId;
 use postrider_common::net::TcpDialer;
+use postrider_common::store::etcd::Access;
 use postrider_common::time::steady::SteadyClock;
 use postrider_common::time::{Clock as _, SystemClock};
 use postrider_common::{config, open_files, shutdown, store, task};
@@ -51,17 +52,21 @@ fn start() -> anyhow::Result<ExitCode> {
             }
             let group = task::Group::default();
             let stop = shutdown::on_signal(&group)?;
-            let store = store::url::open(&shared.store, &shared.prefix).await?;
             let mut registry = Registry::with_prefix("postrider");
+            let metrics = Metrics::register(&mut registry);
+            let access = Access {
+                credentials: shared.credentials,
+                authentications: metrics.authentications(),
+            };
             let deps = Deps {
-                store,
+                store: store::url::open(&shared.store, &shared.prefix, access).await?,
                 clock: Arc::new(SystemClock),
                 schedule: Arc::new(SteadyClock::new(Arc::new(SystemClock))),
                 entropy,
                 keyring: Arc::new(shared.keyring),
                 dialer: Arc::new(TcpDialer),
                 resolver: postrider_agent::system_resolver()?,
-                metrics: Metrics::register(&mut registry),
+                metrics,
                 readiness: Readiness::default(),
             };
             admin::start(&group, shared.metrics_listen, registry, deps.readiness.clone()).await?;

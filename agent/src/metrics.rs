@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use postrider_common::metric;
+use postrider_common::store::etcd::Authentications;
 use postrider_common::store::room;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -21,6 +22,7 @@ pub struct Metrics {
     pub(crate) history: Arc<history::Counters>,
     pub(crate) transport: Arc<transport::Counters>,
     pub(crate) store_full: room::Full,
+    authentications: Arc<Authentications>,
 }
 
 impl Metrics {
@@ -29,6 +31,11 @@ impl Metrics {
         let metrics = Self::default();
         registry.register_collector(Box::new(metrics.clone()));
         metrics
+    }
+
+    /// What the store counts of how it is let in.
+    pub fn authentications(&self) -> Arc<Authentications> {
+        Arc::clone(&self.authentications)
     }
 }
 
@@ -125,6 +132,11 @@ impl Collector for Metrics {
             "Times that more attempts were ready than a limit lets be under way",
             held_back,
         )?;
+        if let Some(authentications) = self.authentications.counts() {
+            let counts = authentications.map(|(outcome, count)| ([("outcome", outcome)], count));
+            let help = "Times that etcd was asked for a token, by what came of it";
+            metric::counters(&mut encoder, "store_authentications", help, counts)?;
+        }
         let gauges: [(&str, &str, &AtomicI64); 4] = [
             ("attempts_in_flight", "Attempts under way", &shards.in_flight),
             ("shards_owned", "Shards being worked on", &shards.shards),

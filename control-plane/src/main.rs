@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use postrider_common::admin::{self, Readiness};
 use postrider_common::entropy::{Entropy as _, SystemEntropy};
 use postrider_common::id::ControlPlaneId;
+use postrider_common::store::etcd::Access;
 use postrider_common::time::{Clock as _, SystemClock};
 use postrider_common::{config, open_files, shutdown, store, task};
 use postrider_control_plane::{Deps, Metrics, recover};
@@ -48,18 +49,22 @@ fn start() -> anyhow::Result<ExitCode> {
             open_files::raise_limit();
             let group = task::Group::default();
             let stop = shutdown::on_signal(&group)?;
-            let store = store::url::open(&shared.store, &shared.prefix).await?;
             let listener = TcpListener::bind(listen)
                 .await
                 .with_context(|| format!("listening on {listen}"))?;
             println!("listening on {} (grpc)", listener.local_addr()?);
             let mut registry = Registry::with_prefix("postrider");
+            let metrics = Metrics::register(&mut registry);
+            let access = Access {
+                credentials: shared.credentials,
+                authentications: metrics.authentications(),
+            };
             let deps = Deps {
-                store,
+                store: store::url::open(&shared.store, &shared.prefix, access).await?,
                 clock: Arc::new(SystemClock),
                 entropy,
                 keyring: Arc::new(shared.keyring),
-                metrics: Metrics::register(&mut registry),
+                metrics,
                 readiness: Readiness::default(),
             };
             admin::start(&group, shared.metrics_listen, registry, deps.readiness.clone()).await?;

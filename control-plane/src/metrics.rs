@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use postrider_common::metric;
+use postrider_common::store::etcd::Authentications;
 use postrider_common::store::room;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -22,6 +23,7 @@ pub struct Metrics {
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) fullness: Arc<Fullness>,
     pub(crate) store_full: room::Full,
+    authentications: Arc<Authentications>,
     pub(crate) sweep: Arc<sweep::Counters>,
     pub(crate) calls: Calls,
 }
@@ -34,6 +36,11 @@ impl Metrics {
         let help = "Calls of the API that ended, by method, status code and reason";
         registry.register("grpc_calls", help, metrics.calls.clone());
         metrics
+    }
+
+    /// What the store counts of how it is let in.
+    pub fn authentications(&self) -> Arc<Authentications> {
+        Arc::clone(&self.authentications)
     }
 }
 
@@ -103,6 +110,11 @@ impl Collector for Metrics {
             "Publish requests refused at a limit",
             refused,
         )?;
+        if let Some(authentications) = self.authentications.counts() {
+            let counts = authentications.map(|(outcome, count)| ([("outcome", outcome)], count));
+            let help = "Times that etcd was asked for a token, by what came of it";
+            metric::counters(&mut encoder, "store_authentications", help, counts)?;
+        }
         let (store, over) = (&self.fullness, self.backlog.accounts_over() as u64);
         let sweep = &self.sweep;
         metric::counter(

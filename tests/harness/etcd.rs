@@ -21,6 +21,8 @@ pub struct Etcd {
     flags: Vec<String>,
     /// Another address of this machine that its members listen on.
     further: Option<Ipv4Addr>,
+    /// Whether its authentication is enabled.
+    pub(crate) is_guarded: bool,
 }
 
 struct Member {
@@ -59,6 +61,7 @@ impl Etcd {
                 .expect("a folder can be made"),
             flags: flags.iter().map(ToString::to_string).collect(),
             further,
+            is_guarded: false,
         };
         for index in 0..count {
             etcd.run(index);
@@ -155,7 +158,8 @@ impl Etcd {
 
     /// A client of a member.
     pub fn client(&self, member: usize) -> EtcdApi {
-        EtcdApi::new(self.address(member))
+        let client = EtcdApi::new(self.address(member));
+        if self.is_guarded { client.as_root() } else { client }
     }
 
     /// The process id of a member.

@@ -17,7 +17,11 @@ const MAX_ANSWER_BYTES: usize = 512 * 1024 * 1024;
 
 /// A client of one member.
 #[derive(Debug, Clone)]
-pub struct EtcdApi(Grpc<Channel>);
+pub struct EtcdApi {
+    grpc: Grpc<Channel>,
+    /// Whether each call is made as root, with a token of its own.
+    as_root: bool,
+}
 
 /// One entry of the store.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -108,22 +112,40 @@ impl EtcdApi {
     pub fn new(address: SocketAddr) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address is a URI");
         let channel = endpoint.timeout(CALL_DEADLINE).tcp_nodelay(true).connect_lazy();
-        Self(Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+        Self {
+            grpc: Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES),
+            as_root: false,
+        }
     }
 
-    async fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Status>
+    /// The same, of a member with authentication: as root.
+    #[must_use]
+    pub fn as_root(self) -> Self {
+        Self { as_root: true, ..self }
+    }
+
+    /// Makes a call.
+    pub(crate) async fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Status>
     where
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let mut grpc = self.0.clone();
+        let mut request = tonic::Request::new(request);
+        if self.as_root {
+            let token = Self {
+                as_root: false,
+                ..self.clone()
+            };
+            let token = Box::pin(token.root_token()).await?;
+            let token = token.parse().map_err(|_| Status::internal("a token is text"))?;
+            request.metadata_mut().insert("token", token);
+        }
+        let mut grpc = self.grpc.clone();
         grpc.ready()
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         let path = PathAndQuery::from_static(path);
-        let answer = grpc
-            .unary(tonic::Request::new(request), path, ProstCodec::default())
-            .await?;
+        let answer = grpc.unary(request, path, ProstCodec::default()).await?;
         Ok(answer.into_inner())
     }
 

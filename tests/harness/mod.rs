@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod dns;
 pub mod etcd;
 pub mod etcd_api;
+pub mod etcd_users;
 pub mod http;
 pub mod namespace;
 pub mod port;

@@ -16,7 +16,10 @@ use clap::{Arg, ArgAction, Command};
 
 mod program;
 
-pub use self::program::{COMMON, STORE, Shared, egress, lease_ttl, read_program, start_logging};
+pub use self::program::{
+    COMMON, ETCD_PASSWORD_FILE, ETCD_USER, STORE, Shared, egress, etcd_credentials, lease_ttl, read_program,
+    start_logging,
+};
 
 /// Exit code for mistakes in the settings: `EX_USAGE` of sysexits.h.
 pub const EXIT_USAGE: u8 = 64;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::{CONFIG, Exit, Mistakes, Setting, Settings, duration};
 use crate::secret::{InvalidKey, Keyring};
+use crate::store::etcd::{Credentials, read_password};
+use crate::store::url::OpenUrlError;
 use crate::{egress, store, telemetry};
 
 /// Settings that every program has.
@@ -54,6 +56,8 @@ pub const STORE: &[Setting] = &[
         "/postrider/",
         "Put before every key in etcd, so that several cells can share one",
     ),
+    ETCD_USER,
+    ETCD_PASSWORD_FILE,
     Setting::optional(
         "secret-key-file",
         "FILE",
@@ -61,6 +65,48 @@ pub const STORE: &[Setting] = &[
     ),
     Setting::secret("secret-key", "The sealing keys themselves, if there is no file"),
 ];
+
+/// As whom etcd is called.
+pub const ETCD_USER: Setting = Setting::optional("etcd-user", "NAME", "The user of an etcd with authentication");
+
+/// Where the password is.
+pub const ETCD_PASSWORD_FILE: Setting = Setting::optional(
+    "etcd-password-file",
+    "FILE",
+    "The user's password; read again when etcd asks for it, so it can be changed while programs run",
+);
+
+/// Reads `etcd-user` and `etcd-password-file` for the store that `url` names.
+pub fn etcd_credentials(settings: &mut Settings, url: &str) -> Option<Credentials> {
+    let (user, file) = (ETCD_USER.name, ETCD_PASSWORD_FILE.name);
+    let given = [user, file].map(|name| settings.values.contains_key(name));
+    match given {
+        [false, false] => return None,
+        [true, false] => settings.mistake(file, "must be set, because etcd-user is"),
+        [false, true] => settings.mistake(user, "must be set, because etcd-password-file is"),
+        [true, true] => {}
+    }
+    if matches!(store::url::etcd_endpoints(url), Err(OpenUrlError::NotEtcd)) {
+        settings.mistake(
+            if given[0] { user } else { file },
+            "this is for etcd, not for a store file",
+        );
+    }
+    let name = |text: &str| match text {
+        "" => Err("must be a name"),
+        name => Ok(name.to_owned()),
+    };
+    let with_password = |text: &str| {
+        let path = super::path(text).map_err(str::to_owned)?;
+        read_password(&path).map_err(|error| error.to_string())?;
+        Ok::<_, String>(path)
+    };
+    let (user, password_file) = (settings.maybe(user, name), settings.maybe(file, with_password));
+    Some(Credentials {
+        user: user?,
+        password_file: password_file?,
+    })
+}
 
 /// Shortest and longest lease: etcd grants no less than about two seconds, and nobody wants to wait a minute for a takeover.
 const LEASE_TTL: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
@@ -101,6 +147,8 @@ pub struct Shared {
     pub store: String,
     /// Put before every key.
     pub prefix: String,
+    /// As whom the store is called.
+    pub credentials: Option<Credentials>,
     /// Seals and opens secrets.
     pub keyring: Keyring,
 }
@@ -122,6 +170,7 @@ pub fn read_program<T>(
         store::url::check(url).map(|()| url.to_owned())
     });
     let prefix = read.required("prefix", String::new(), |prefix| Ok::<_, String>(prefix.to_owned()));
+    let credentials = etcd_credentials(&mut read, &store);
     let keyring = keyring(&mut read);
     start_logging(&mut read);
     read.finish()?;
@@ -132,6 +181,7 @@ pub fn read_program<T>(
             metrics_listen,
             store,
             prefix,
+            credentials,
             keyring,
         },
     ))

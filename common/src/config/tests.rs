@@ -118,3 +118,65 @@ fn durations_are_read_with_their_unit() {
         assert!(duration(bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn every_mistake_in_the_credentials_for_etcd_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("password"), "hush\n").unwrap();
+    std::fs::write(at("empty"), "\n").unwrap();
+    let (right, empty, missing) = (at("password"), at("empty"), at("missing"));
+    let etcd = "etcd://127.0.0.1:2379";
+    let read = |url: &str, arguments: &[&str], environment: &[(&str, &str)]| {
+        let find = |name: &str| {
+            let found = environment.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        let arguments = arguments.iter().map(OsString::from);
+        let mut settings = Settings::read_from("program", "about", &[STORE], arguments, &find).unwrap();
+        let credentials = etcd_credentials(&mut settings, url);
+        match settings.finish() {
+            Ok(()) => Ok(credentials.map(|credentials| credentials.user)),
+            Err(Exit::Mistakes(mistakes)) => Err(mistakes.0),
+            Err(Exit::Asked(_)) => unreachable!(),
+        }
+    };
+    let (user, file) = (["--etcd-user", "u"], ["--etcd-password-file", &right]);
+    let both = [user, file].concat();
+    assert_eq!(read(etcd, &[], &[]), Ok(None));
+    assert_eq!(read("file:data", &[], &[]), Ok(None));
+    assert_eq!(read(etcd, &both, &[]), Ok(Some("u".to_owned())));
+    let variables = [("POSTRIDER_ETCD_USER", "v"), ("POSTRIDER_ETCD_PASSWORD_FILE", &right)];
+    assert_eq!(read(etcd, &[], &variables), Ok(Some("v".to_owned())));
+    let wrong: [(&str, &[&str], &[&str]); 6] = [
+        (etcd, &user, &["etcd-password-file: must be set, because etcd-user is"]),
+        (etcd, &file, &["etcd-user: must be set, because etcd-password-file is"]),
+        (
+            "file:data",
+            &both,
+            &["etcd-user: this is for etcd, not for a store file"],
+        ),
+        (
+            etcd,
+            &["--etcd-user", "", "--etcd-password-file", &empty],
+            &["etcd-user (--etcd-user): must be a name", "there is no password in it"],
+        ),
+        (
+            "file:data",
+            &["--etcd-password-file", &missing],
+            &["because etcd-password-file is", "not for a store file", "No such file"],
+        ),
+        (
+            etcd,
+            &["--etcd-user", "u", "--etcd-password-file", ""],
+            &["must be a path"],
+        ),
+    ];
+    for (url, arguments, named) in wrong {
+        let mistakes = read(url, arguments, &[]).unwrap_err();
+        assert_eq!(mistakes.len(), named.len(), "{mistakes:?}");
+        for (mistake, named) in mistakes.iter().zip(named) {
+            assert!(mistake.contains(named), "{mistake} for {named}");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::SharedStore;
-use super::etcd::{ConnectError, EtcdConfig, EtcdStore};
+use super::etcd::{Access, ConnectError, EtcdConfig, EtcdStore};
 use super::file::{FileStore, OpenError};
 
 /// Why a URL names no store that can be opened.
@@ -48,13 +48,20 @@ enum Target {
     File(PathBuf),
 }
 
-/// Opens the store that `url` names. `prefix` is what all keys in etcd begin with; a store file holds one cell and has none.
+/// Opens the store that `url` names. `prefix` is what all keys in etcd begin with, `access` how etcd lets the program in; a store file holds one cell and
+/// has neither.
 ///
 /// # Errors
 /// As [`OpenUrlError`]. A cluster that cannot be reached is no error: its calls fail until it can.
-pub async fn open(url: &str, prefix: &str) -> Result<SharedStore, OpenUrlError> {
+pub async fn open(url: &str, prefix: &str, access: Access) -> Result<SharedStore, OpenUrlError> {
     Ok(match parse(url)? {
-        Target::Etcd(endpoints) => Arc::new(EtcdStore::connect(EtcdConfig::new(endpoints, prefix)).await?),
+        Target::Etcd(endpoints) => {
+            let config = EtcdConfig {
+                access,
+                ..EtcdConfig::new(endpoints, prefix)
+            };
+            Arc::new(EtcdStore::connect(config).await?)
+        }
         Target::File(directory) => Arc::new(FileStore::open(&directory).await?),
     })
 }
@@ -196,12 +203,12 @@ mod tests {
     async fn a_store_file_is_opened_and_a_cluster_is_not_called_yet() {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("file:{}/data", directory.path().display());
-        let store = open(&url, "").await.unwrap();
+        let store = open(&url, "", Access::default()).await.unwrap();
         assert!(matches!(
-            open(&url, "").await,
+            open(&url, "", Access::default()).await,
             Err(OpenUrlError::File(OpenError::InUse { .. }))
         ));
         drop(store);
-        open("etcd://localhost:1", "/cell/").await.unwrap();
+        open("etcd://localhost:1", "/cell/", Access::default()).await.unwrap();
     }
 }

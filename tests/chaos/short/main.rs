@@ -11,6 +11,7 @@
 
 mod clocks;
 mod compaction;
+mod credentials;
 mod crowd;
 mod disk;
 mod killed;

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::Cluster;
+use super::{Cluster, PREFIX, TURN};
+use crate::etcd::Etcd;
+use crate::etcd_users::USER;
 use crate::namespace::Namespace;
 use crate::port::Reserved;
 
@@ -45,6 +47,16 @@ impl Start {
 }
 
 impl Cluster {
+    /// A cluster of one etcd with these flags and with authentication, whose programs have a user; every shard owned.
+    pub async fn guarded(flags: &[&str], control_planes: usize, agents: usize) -> Self {
+        let turn = TURN.acquire().await.expect("turns are never closed");
+        let mut etcd = Etcd::start_with(1, &[flags, &["--bcrypt-cost=4"]].concat()).await;
+        etcd.guard(PREFIX).await;
+        let password = etcd.password_file().display().to_string();
+        let user = ["--etcd-user", USER, "--etcd-password-file", &password];
+        Self::on(etcd, control_planes, agents, &user, &user, turn).await
+    }
+
     /// Starts an agent in a network namespace, in a cluster that stands beside it, and waits until it serves.
     pub async fn add_agent_in(&mut self, namespace: &Namespace) {
         self.add_agent_by(Start::within(namespace)).await;

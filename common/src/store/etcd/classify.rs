@@ -15,7 +15,7 @@ pub(super) mod code {
     pub(super) const FAILED_PRECONDITION: i32 = 9;
     pub(super) const OUT_OF_RANGE: i32 = 11;
     pub(super) const UNAVAILABLE: i32 = 14;
-    pub(super) const UNAUTHENTICATED: i32 = 16;
+    pub(in crate::store::etcd) const UNAUTHENTICATED: i32 = 16;
 }
 
 /// A call that failed.
@@ -55,8 +55,14 @@ pub(super) enum Kind {
     AnswerTooLarge,
     /// The request is wrong in itself.
     Invalid,
-    /// The server does not want it from us, or not now; nothing was applied.
+    /// The server does not want it now; nothing was applied.
     Denied,
+    /// The server does not know who asks: the token is over, or there is none. Nothing was applied.
+    TokenOver,
+    /// The user and the password are not taken: they are wrong, or there is no authentication. Nothing was applied.
+    LoginRefused,
+    /// The user may not. Nothing was applied.
+    NotPermitted,
 }
 
 /// Tells what a failure means. What is not known for certain is [`Kind::MaybeApplied`].
@@ -68,6 +74,16 @@ pub(super) fn classify(failure: &Failure) -> Kind {
     match failure.code {
         // Refused on arrival, before anything was proposed.
         code::UNAVAILABLE if says("etcdserver: no leader") => Kind::NotSent,
+        code::INVALID_ARGUMENT if says("authentication failed") => Kind::LoginRefused,
+        code::FAILED_PRECONDITION if says("authentication is not enabled") => Kind::LoginRefused,
+        // Maintenance has no codes, and a watch that is refused has none either.
+        code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::UNKNOWN
+            if says("user name is empty") || says("auth store is old") =>
+        {
+            Kind::TokenOver
+        }
+        code::UNKNOWN if says("invalid auth token") => Kind::TokenOver,
+        code::UNKNOWN if says("permission denied") => Kind::NotPermitted,
         code::INVALID_ARGUMENT => Kind::Invalid,
         code::RESOURCE_EXHAUSTED if says("database space exceeded") => Kind::Full,
         code::RESOURCE_EXHAUSTED if says("received message larger than max") => Kind::Invalid,
@@ -76,8 +92,8 @@ pub(super) fn classify(failure: &Failure) -> Kind {
         code::OUT_OF_RANGE if says("has been compacted") => Kind::Compacted,
         code::OUT_OF_RANGE if says("future revision") => Kind::Invalid,
         code::OUT_OF_RANGE if says("message length too large") => Kind::AnswerTooLarge,
-        code::UNAUTHENTICATED | code::PERMISSION_DENIED => Kind::Denied,
-        code::FAILED_PRECONDITION if says("user name is empty") => Kind::Denied,
+        code::UNAUTHENTICATED => Kind::TokenOver,
+        code::PERMISSION_DENIED => Kind::NotPermitted,
         _ => Kind::MaybeApplied,
     }
 }
@@ -86,7 +102,9 @@ pub(super) fn classify(failure: &Failure) -> Kind {
 pub(super) fn write_error(failure: Failure) -> WriteError {
     let why = failure.message.clone();
     match classify(&failure) {
-        Kind::NotSent | Kind::Denied => WriteError::NotApplied(NotApplied::Away(why)),
+        Kind::NotSent | Kind::Denied | Kind::TokenOver | Kind::LoginRefused | Kind::NotPermitted => {
+            WriteError::NotApplied(NotApplied::Away(why))
+        }
         Kind::Full => WriteError::NotApplied(NotApplied::Full),
         Kind::LeaseGone => WriteError::NotApplied(NotApplied::LeaseGone),
         Kind::Invalid => WriteError::NotApplied(NotApplied::Invalid(why)),
@@ -105,7 +123,10 @@ pub(super) fn read_error(failure: Failure) -> ReadError {
         | Kind::LeaseGone
         | Kind::AnswerTooLarge
         | Kind::Invalid
-        | Kind::Denied => ReadError::Away(failure.message),
+        | Kind::Denied
+        | Kind::TokenOver
+        | Kind::LoginRefused
+        | Kind::NotPermitted => ReadError::Away(failure.message),
     }
 }
 
@@ -174,8 +195,34 @@ mod tests {
                 "Error, decoded message length too large: found 5000142 bytes, the limit is: 4194304 bytes",
                 Kind::AnswerTooLarge,
             ),
-            (16, "etcdserver: invalid auth token", Kind::Denied),
-            (7, "etcdserver: permission denied", Kind::Denied),
+            (16, "etcdserver: invalid auth token", Kind::TokenOver),
+            (2, "auth: invalid auth token", Kind::TokenOver),
+            (3, "etcdserver: user name is empty", Kind::TokenOver),
+            (2, "auth: user name is empty", Kind::TokenOver),
+            (3, "etcdserver: revision of auth store is old", Kind::TokenOver),
+            (
+                2,
+                "watch error: rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+                Kind::TokenOver,
+            ),
+            (
+                2,
+                "watch error: rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old",
+                Kind::TokenOver,
+            ),
+            (
+                3,
+                "etcdserver: authentication failed, invalid user ID or password",
+                Kind::LoginRefused,
+            ),
+            (9, "etcdserver: authentication is not enabled", Kind::LoginRefused),
+            (7, "etcdserver: permission denied", Kind::NotPermitted),
+            (2, "auth: permission denied", Kind::NotPermitted),
+            (
+                2,
+                "watch error: rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+                Kind::NotPermitted,
+            ),
         ];
         for (code, message, kind) in said {
             assert_eq!(classify(&failure(code, message)), kind, "{code} {message}");

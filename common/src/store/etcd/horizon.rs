@@ -63,7 +63,7 @@ impl Horizon {
         }
         let read = |mut member: Member| async move {
             let nothing = GetOptions::new().with_count_only();
-            member.kv.get(vec![0], Some(nothing)).await
+            member.kv.get(members.any_key(), Some(nothing)).await
         };
         // Whoever cannot read it will ask again.
         let Ok((present, _)) = members.read(read).await else {

@@ -9,10 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Channel, Client, ConnectOptions, Error, KvClient, LeaseClient, MaintenanceClient, WatchClient};
+use etcd_client::{
+    AuthClient, Channel, Client, ConnectOptions, Error, KvClient, LeaseClient, MaintenanceClient, WatchClient,
+};
 use tonic::transport::Endpoint;
 
 use super::classify::{Failure, Kind, Sent, classify, code};
+use super::session::Session;
+use super::trouble::Task;
 use super::{ConnectError, EtcdConfig};
 use crate::net::SharedDialer;
 use hyper_util::rt::TokioIo;
@@ -48,13 +52,26 @@ pub(super) struct Member {
     pub(super) maintenance: MaintenanceClient,
     /// On a connection of its own: watches that are not read must not slow down calls.
     pub(super) watch: WatchClient,
+    /// Without a token: it gives them.
+    auth: Arc<AuthClient>,
 }
 
 impl Member {
-    async fn new(endpoint: &str, deadline: Duration, dialer: Option<&SharedDialer>) -> Result<Self, ConnectError> {
-        let calls = client(endpoint, deadline, dialer).await?;
-        let watches = client(endpoint, deadline, dialer).await?;
+    async fn new(
+        endpoint: &str,
+        deadline: Duration,
+        dialer: Option<&SharedDialer>,
+        session: &Session,
+    ) -> Result<Self, ConnectError> {
+        let (calls, watches) = (
+            channel(endpoint, deadline, dialer)?,
+            channel(endpoint, deadline, dialer)?,
+        );
+        let auth = client(endpoint, Channel::Tonic(calls.clone())).await?;
+        let calls = client(endpoint, session.attach(calls)).await?;
+        let watches = client(endpoint, session.attach(watches)).await?;
         Ok(Self {
+            auth: Arc::new(auth.auth_client()),
             kv: calls.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES),
             lease: calls.lease_client(),
             maintenance: calls.maintenance_client(),
@@ -63,13 +80,20 @@ impl Member {
     }
 }
 
-async fn client(endpoint: &str, deadline: Duration, dialer: Option<&SharedDialer>) -> Result<Client, ConnectError> {
-    let wrong = |error: &dyn std::fmt::Display| ConnectError::Endpoint {
+fn wrong(endpoint: &str, error: &dyn std::fmt::Display) -> ConnectError {
+    ConnectError::Endpoint {
         endpoint: endpoint.to_owned(),
         why: error.to_string(),
-    };
+    }
+}
+
+fn channel(
+    endpoint: &str,
+    deadline: Duration,
+    dialer: Option<&SharedDialer>,
+) -> Result<tonic::transport::Channel, ConnectError> {
     let tuned = Endpoint::from_shared(format!("http://{endpoint}"))
-        .map_err(|error| wrong(&error))?
+        .map_err(|error| wrong(endpoint, &error))?
         // Half, so that a call still has time for another member.
         .connect_timeout(deadline / 2)
         .tcp_nodelay(true)
@@ -79,22 +103,25 @@ async fn client(endpoint: &str, deadline: Duration, dialer: Option<&SharedDialer
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let channel = match dialer {
+    Ok(match dialer {
         None => tuned.connect_lazy(),
         Some(dialer) => {
-            let address: SocketAddr = endpoint.parse().map_err(|error| wrong(&error))?;
+            let address: SocketAddr = endpoint.parse().map_err(|error| wrong(endpoint, &error))?;
             let dialer = Arc::clone(dialer);
             tuned.connect_with_connector_lazy(tower::service_fn(move |_: http::Uri| {
                 let dialer = Arc::clone(&dialer);
                 async move { dialer.dial(address).await.map(|connection| TokioIo::new(connection.io)) }
             }))
         }
-    };
+    })
+}
+
+async fn client(endpoint: &str, channel: Channel) -> Result<Client, ConnectError> {
     // Without a leader a member refuses at once instead of serving what is old.
     let options = ConnectOptions::new().with_require_leader(true);
-    Client::from_channel(Channel::Tonic(channel), Some(options))
+    Client::from_channel(channel, Some(options))
         .await
-        .map_err(|error| wrong(&error))
+        .map_err(|error| wrong(endpoint, &error))
 }
 
 /// All members.
@@ -102,6 +129,8 @@ pub(super) struct Members {
     all: Vec<Member>,
     current: AtomicUsize,
     deadline: Duration,
+    session: Session,
+    any_key: Vec<u8>,
 }
 
 /// A member in use, by its number.
@@ -112,9 +141,10 @@ pub(super) struct Current {
 
 impl Members {
     pub(super) async fn new(config: &EtcdConfig, dialer: Option<&SharedDialer>) -> Result<Self, ConnectError> {
+        let session = Session::new(config.access.clone());
         let mut all = Vec::with_capacity(config.endpoints.len());
         for endpoint in &config.endpoints {
-            all.push(Member::new(endpoint, config.deadline, dialer).await?);
+            all.push(Member::new(endpoint, config.deadline, dialer, &session).await?);
         }
         if all.is_empty() {
             return Err(ConnectError::NoEndpoints);
@@ -123,7 +153,22 @@ impl Members {
             all,
             current: AtomicUsize::new(0),
             deadline: config.deadline,
+            session,
+            any_key: match config.prefix.as_bytes() {
+                [] => vec![0],
+                prefix => prefix.to_vec(),
+            },
         })
+    }
+
+    /// Whether calls are made as a user.
+    pub(super) const fn has_user(&self) -> bool {
+        self.session.has_user()
+    }
+
+    /// A key that the user may read: not every user may read every key.
+    pub(super) fn any_key(&self) -> Vec<u8> {
+        self.any_key.clone()
     }
 
     /// The member in use.
@@ -151,6 +196,25 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let outcome = self.repeated(call).await;
+        self.session.note(&outcome);
+        outcome
+    }
+
+    /// The same, of what some releases of etcd let only root do: that is said once, and nothing else depends on it.
+    pub(super) async fn maintain<T, F>(&self, task: Task, call: impl Fn(Member) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let outcome = self.repeated(call).await;
+        self.session.note_task(task, &outcome);
+        outcome.map(|(value, _)| value)
+    }
+
+    async fn repeated<T, F>(&self, call: impl Fn(Member) -> F) -> Result<(T, usize), Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         // With half the time for each, one member that is stopped does not use up all of it.
         let each = if self.all.len() > 1 {
             self.deadline / 2
@@ -166,8 +230,9 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let done = self.attempts(self.deadline, |kind| kind == Kind::NotSent, call).await;
-        done.map(|(value, _)| value)
+        let outcome = self.attempts(self.deadline, |kind| kind == Kind::NotSent, call).await;
+        self.session.note(&outcome);
+        outcome.map(|(value, _)| value)
     }
 
     async fn attempts<T, F>(
@@ -185,11 +250,10 @@ impl Members {
             let Some(Current { member, number }) = self.current() else {
                 return Err(late());
             };
-            let until = end.min(Instant::now() + each);
-            let failure = match tokio::time::timeout_at(until, call(member)).await {
-                Ok(Ok(value)) => return Ok((value, number)),
-                Ok(Err(error)) => failure(error),
-                Err(_) => late(),
+            let outcome = self.as_user(&member, each, end, &call).await;
+            let failure = match outcome {
+                Ok(value) => return Ok((value, number)),
+                Err(failure) => failure,
             };
             let kind = classify(&failure);
             if matches!(kind, Kind::NotSent | Kind::MaybeApplied) {
@@ -207,9 +271,38 @@ impl Members {
             tokio::time::sleep_until(from).await;
         }
     }
+
+    /// Makes a call of one member with the token of the user, if there is one; once again with another token, if that one is over.
+    async fn as_user<T, F>(
+        &self,
+        member: &Member,
+        each: Duration,
+        end: Instant,
+        call: &impl Fn(Member) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut is_renewed = false;
+        loop {
+            let token = self.session.token(&member.auth, end).await?;
+            let until = end.min(Instant::now() + each);
+            let failure = match tokio::time::timeout_at(until, call(member.clone())).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => failure(error),
+                Err(_) => late(),
+            };
+            if is_renewed || token.is_none() || classify(&failure) != Kind::TokenOver {
+                return Err(failure);
+            }
+            self.session.renew(&member.auth, &token, end).await?;
+            is_renewed = true;
+        }
+    }
 }
 
-fn late() -> Failure {
+/// What is reported of a call that was not answered.
+pub(super) fn late() -> Failure {
     Failure {
         code: code::DEADLINE_EXCEEDED,
         message: "no answer in time".into(),

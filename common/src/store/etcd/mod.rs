@@ -2,12 +2,16 @@
 //!
 //! Calls go to one member at a time (`member`); reads that fail are repeated on the next one, writes only if they certainly were not sent. What
 //! an error means is told in one place (`classify`). Watches end with an error when they are silent for too long (`watch`). The
-//! cell's prefix is added to every key on the way in and taken off on the way out, here.
+//! cell's prefix is added to every key on the way in and taken off on the way out, here. Where etcd has its authentication enabled, calls are made
+//! as a user (`access`) with a token that is renewed when it is over (`session`); what is wrong with that is said once (`trouble`).
 
+mod access;
 mod classify;
 mod horizon;
 mod member;
 pub mod recover;
+mod session;
+mod trouble;
 mod watch;
 
 use std::sync::Arc;
@@ -19,10 +23,12 @@ use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, ResponseHeader, Txn, TxnOp, WatchOptions};
 use futures_util::StreamExt as _;
 
+pub use self::access::{Access, Authentications, Credentials, PasswordError, read_password};
 use self::classify::{Kind, classify, read_error, write_error};
 use self::horizon::Horizon;
 use self::member::Members;
-use self::watch::Cursor;
+use self::trouble::Task;
+use self::watch::{Cursor, open_as_user};
 use super::{
     Entry, Grant, Guard, LeaseError, LeaseId, ListRequest, NotApplied, Op, Page, ReadError, Revision, Store, Usage,
     Watch, WatchError, Write, WriteError, check,
@@ -38,7 +44,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 const PROBE: Duration = Duration::from_secs(4);
 
 /// How to reach a cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct EtcdConfig {
     /// The members, each as `host:port`.
     pub endpoints: Vec<String>,
@@ -48,16 +54,19 @@ pub struct EtcdConfig {
     pub deadline: Duration,
     /// How long a watch is silent before it is probed, and how long the answer may take.
     pub probe: Duration,
+    /// As whom it is called.
+    pub access: Access,
 }
 
 impl EtcdConfig {
-    /// The cluster of `endpoints`, with the usual deadlines.
+    /// The cluster of `endpoints`, with the usual deadlines, and without a user.
     pub fn new(endpoints: Vec<String>, prefix: impl Into<String>) -> Self {
         Self {
             endpoints,
             prefix: prefix.into(),
             deadline: DEADLINE,
             probe: PROBE,
+            access: Access::default(),
         }
     }
 }
@@ -279,14 +288,21 @@ impl Store for EtcdStore {
             .with_range(end)
             .with_start_revision(from.0)
             .with_fragment();
+        let has_user = self.members.has_user();
         let open = |mut member: member::Member| {
             let (key, options) = (key.clone(), options.clone());
-            async move { member.watch.watch(key, Some(options)).await }
+            async move {
+                if has_user {
+                    return open_as_user(&mut member, key, options).await;
+                }
+                Ok((member.watch.watch(key, Some(options)).await?, None))
+            }
         };
         let opened = self.members.read(open).await;
-        let (stream, number) = opened.map_err(|failure| WatchError::Ended(failure.message))?;
+        let ((stream, first), number) = opened.map_err(|failure| WatchError::Ended(failure.message))?;
         let cursor = Cursor {
             stream,
+            first,
             members: Arc::clone(&self.members),
             number,
             prefix: Arc::clone(&self.prefix),
@@ -359,7 +375,7 @@ impl Store for EtcdStore {
 
     async fn compact(&self, revision: Revision) -> Result<(), ReadError> {
         let compact = |mut member: member::Member| async move { member.kv.compact(revision.0, None).await };
-        match self.members.read(compact).await {
+        match self.members.maintain(Task::Compact, compact).await {
             Err(failure) if classify(&failure) != Kind::Compacted => Err(read_error(failure)),
             Ok(_) | Err(_) => Ok(()),
         }
@@ -367,7 +383,8 @@ impl Store for EtcdStore {
 
     async fn usage(&self) -> Result<Usage, ReadError> {
         let status = |mut member: member::Member| async move { member.maintenance.status().await };
-        let (status, _) = self.members.read(status).await.map_err(read_error)?;
+        let status = self.members.maintain(Task::Status, status).await;
+        let status = status.map_err(read_error)?;
         let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
         Ok(Usage {
             size: bytes(status.db_size()),

@@ -11,6 +11,9 @@ use etcd_client::{
     AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, ConnectOptions, Error, StatusResponse,
 };
 
+use secrecy::ExposeSecret as _;
+
+use super::access::{Credentials, read_password};
 use super::classify::{Kind, classify};
 use super::member::failure;
 
@@ -80,12 +83,18 @@ impl fmt::Display for Found {
     }
 }
 
-/// Brings the cluster of `endpoints` back, and tells each step to `say` before it is done. Does no harm where there is no alarm.
+/// Brings the cluster of `endpoints` back, and tells each step to `say` before it is done. Does no harm where there is no alarm. Where etcd has its
+/// authentication enabled, the user must have the role root.
 ///
 /// # Errors
 /// As [`RecoverError`].
-pub async fn recover(endpoints: &[String], mode: Mode, say: impl Fn(String)) -> Result<(), RecoverError> {
-    let mut members = find(endpoints).await?;
+pub async fn recover(
+    endpoints: &[String],
+    credentials: Option<&Credentials>,
+    mode: Mode,
+    say: impl Fn(String),
+) -> Result<(), RecoverError> {
+    let mut members = find(endpoints, credentials).await?;
     members.sort_by_key(Found::leads);
     for member in &members {
         say(member.to_string());
@@ -106,6 +115,8 @@ pub async fn recover(endpoints: &[String], mode: Mode, say: impl Fn(String)) -> 
     for member in &members {
         say(format!("{would}defragment {}", member.endpoint));
         if mode == Mode::Apply {
+            // The members before it may have taken longer than a token lives.
+            step("authenticate", &member.endpoint, member.client.refresh_token()).await?;
             let mut maintenance = member.client.maintenance_client();
             step("defragment", &member.endpoint, maintenance.defragment()).await?;
             // Not before it answers again is the next one taken.
@@ -125,13 +136,20 @@ pub async fn recover(endpoints: &[String], mode: Mode, say: impl Fn(String)) -> 
     Ok(())
 }
 
-async fn find(endpoints: &[String]) -> Result<Vec<Found>, RecoverError> {
+async fn find(endpoints: &[String], credentials: Option<&Credentials>) -> Result<Vec<Found>, RecoverError> {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(CONNECT_DEADLINE)
+        .with_timeout(STEP_DEADLINE);
+    if let Some(credentials) = credentials {
+        let password = read_password(&credentials.password_file).map_err(|error| RecoverError::Step {
+            step: "read the password".to_owned(),
+            why: error.to_string(),
+        })?;
+        options = options.with_user(credentials.user.as_str(), password.expose_secret());
+    }
     let mut members = Vec::with_capacity(endpoints.len());
     for endpoint in endpoints {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_DEADLINE)
-            .with_timeout(STEP_DEADLINE);
-        let connect = Client::connect([format!("http://{endpoint}")], Some(options));
+        let connect = Client::connect([format!("http://{endpoint}")], Some(options.clone()));
         let client = step("connect", endpoint, connect).await?;
         let status = step("status", endpoint, client.maintenance_client().status()).await?;
         members.push(Found {
@@ -164,6 +182,7 @@ async fn alarms(members: &[Found]) -> Result<Vec<u64>, RecoverError> {
     let Some(first) = members.first() else {
         return Ok(Vec::new());
     };
+    step("authenticate", &first.endpoint, first.client.refresh_token()).await?;
     let mut maintenance = first.client.maintenance_client();
     let ask = maintenance.alarm(AlarmAction::Get, AlarmType::Nospace, None);
     let answer = step("ask for alarms", &first.endpoint, ask).await?;
@@ -195,6 +214,7 @@ async fn compact(members: &[Found], revision: i64) -> Result<(), RecoverError> {
 
 async fn disarm(members: &[Found], member: u64) -> Result<(), RecoverError> {
     let Some(first) = members.first() else { return Ok(()) };
+    step("authenticate", &first.endpoint, first.client.refresh_token()).await?;
     let mut options = AlarmOptions::new();
     options.with_member(member);
     let mut maintenance = first.client.maintenance_client();

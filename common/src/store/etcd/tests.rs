@@ -1,5 +1,7 @@
 //! Tests of the store in etcd, on real servers: the laws, members that die or stop, a server that is full.
 
+mod access;
+
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
@@ -459,7 +461,7 @@ async fn a_cluster_without_space_is_brought_back_and_a_dry_run_changes_nothing()
     let endpoints: Vec<String> = cluster.servers.iter().map(|server| server.client.clone()).collect();
     let said = std::cell::RefCell::new(Vec::new());
     let say = |line| said.borrow_mut().push(line);
-    recover(&endpoints, Mode::DryRun, say).await.unwrap();
+    recover(&endpoints, None, Mode::DryRun, say).await.unwrap();
     assert_eq!(
         said.take()
             .iter()
@@ -471,9 +473,9 @@ async fn a_cluster_without_space_is_brought_back_and_a_dry_run_changes_nothing()
         store.write(put("b/1", "v")).await,
         Err(WriteError::NotApplied(NotApplied::Full))
     );
-    let partly = recover(&endpoints[..2], Mode::Apply, |_| ()).await;
+    let partly = recover(&endpoints[..2], None, Mode::Apply, |_| ()).await;
     assert!(matches!(partly, Err(RecoverError::Unlisted(_))), "{partly:?}");
-    recover(&endpoints, Mode::Apply, say).await.unwrap();
+    recover(&endpoints, None, Mode::Apply, say).await.unwrap();
     let said = said.take();
     assert_eq!(
         said.iter().filter(|line| line.starts_with("defragment")).count(),
@@ -484,6 +486,6 @@ async fn a_cluster_without_space_is_brought_back_and_a_dry_run_changes_nothing()
     let after = store.usage().await.unwrap();
     assert!(!after.full && after.size < full.size / 4, "{after:?}");
     // Where nothing is wrong it does no harm.
-    recover(&endpoints, Mode::Apply, |_| ()).await.unwrap();
+    recover(&endpoints, None, Mode::Apply, |_| ()).await.unwrap();
     assert!(store.get(&key("b/1")).await.unwrap().0.is_some());
 }

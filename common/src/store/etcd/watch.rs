@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::proto::PbEvent;
-use etcd_client::{EventType, WatchResponse, WatchStream};
+use etcd_client::{Error, EventType, WatchOptions, WatchResponse, WatchStream};
 
 use super::classify::{Kind, classify};
 use super::horizon::Horizon;
-use super::member::{Members, failure};
+use super::member::{Member, Members, failure};
 use super::{entry, revision};
 use crate::store::{Change, Changes, Revision, WatchError};
 
 /// A watch in progress.
 pub(super) struct Cursor {
     pub(super) stream: WatchStream,
+    /// What the stream said first, if that has been read.
+    pub(super) first: Option<WatchResponse>,
     pub(super) members: Arc<Members>,
     /// The member that the stream is of.
     pub(super) number: usize,
@@ -30,12 +32,40 @@ pub(super) struct Cursor {
     pub(super) horizon: Arc<Horizon>,
 }
 
+/// Opens a watch as a user, and reads what it says first: in that it is refused, not in the status of the call. The refusal is the error of this.
+pub(super) async fn open_as_user(
+    member: &mut Member,
+    key: Vec<u8>,
+    options: WatchOptions,
+) -> Result<(WatchStream, Option<WatchResponse>), Error> {
+    let mut stream = member.watch.watch(key.clone(), Some(options)).await?;
+    let Some(first) = stream.message().await? else {
+        return Err(Error::WatchError("the server closed it".to_owned()));
+    };
+    if !first.canceled() || first.compact_revision() > 0 {
+        return Ok((stream, Some(first)));
+    }
+    let refused = Error::WatchError(first.cancel_reason().to_owned());
+    let failure = failure(Error::WatchError(first.cancel_reason().to_owned()));
+    if classify(&failure) == Kind::NotPermitted {
+        // Etcd 3.5.1 says so of whatever is wrong; asked for the key itself, it says what is.
+        member.kv.get(key, None).await?;
+    }
+    Err(refused)
+}
+
 impl Cursor {
     /// What the watch shows next. After an error it is over.
     pub(super) async fn next(&mut self) -> Result<Changes, WatchError> {
         let mut is_probing = false;
         loop {
-            let response = match tokio::time::timeout(self.probe, self.stream.message()).await {
+            let next = async {
+                match self.first.take() {
+                    Some(first) => Ok(Some(first)),
+                    None => self.stream.message().await,
+                }
+            };
+            let response = match tokio::time::timeout(self.probe, next).await {
                 Ok(Ok(Some(response))) => response,
                 Ok(Ok(None)) => return Err(self.end("the server closed it")),
                 Ok(Err(error)) => {
@@ -48,7 +78,10 @@ impl Cursor {
                         | Kind::LeaseGone
                         | Kind::AnswerTooLarge
                         | Kind::Invalid
-                        | Kind::Denied => self.end(&failure.message),
+                        | Kind::Denied
+                        | Kind::TokenOver
+                        | Kind::LoginRefused
+                        | Kind::NotPermitted => self.end(&failure.message),
                     });
                 }
                 Err(_) if is_probing => return Err(self.end("the server is silent")),

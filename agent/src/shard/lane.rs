@@ -10,6 +10,7 @@ use std::time::Duration;
 use postrider_common::id::{AccountId, WebhookId};
 use postrider_common::key::{Parked, ParkedKind};
 use postrider_common::model::failing::Failing;
+use postrider_common::model::order::Line;
 use postrider_common::model::webhook::{DEFAULT_MAX_IN_FLIGHT, Webhook};
 use postrider_common::planted::{self, Bug};
 use postrider_common::shard::ShardId;
@@ -96,6 +97,8 @@ pub struct Lane {
     pub order: Option<Box<Order>>,
     /// How many orders it had.
     orders: u32,
+    /// Deliveries that were handed to the ledger as dead letters, in this order: how many orders there had been, and which line waits for it.
+    dying: VecDeque<(u32, Option<Line>)>,
     ready: VecDeque<Delivery>,
     /// Runs of the same source among the ready.
     runs: usize,
@@ -124,6 +127,7 @@ impl Lane {
             next_run: None,
             order: None,
             orders: 0,
+            dying: VecDeque::new(),
             ready: VecDeque::new(),
             runs: 0,
             waiting: BTreeMap::new(),
@@ -455,6 +459,7 @@ impl Lane {
             && self.gathering.is_empty()
             && self.in_flight == 0
             && self.moving == 0
+            && self.dying.is_empty()
             && self.reserved == 0
             && !self.queued
             && self.order.as_ref().is_none_or(|order| order.is_empty())

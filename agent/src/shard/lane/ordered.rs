@@ -41,6 +41,7 @@ impl Lane {
             in_flight: self.in_flight,
             moving: self.moving,
             first: self.order.as_ref().and_then(|order| order.first_moving()),
+            dying: self.dying.len(),
             reading: self.reserved > 0,
         };
         let mut order = Order::new(webhook, self.orders, strays);
@@ -50,6 +51,28 @@ impl Lane {
             order.arrive(delivery, true);
         }
         self.order = Some(Box::new(order));
+    }
+
+    /// A delivery is handed to the ledger as a dead letter; `waited_for` if what follows it goes only once that is written.
+    pub fn dies(&mut self, waited_for: Option<&Delivery>) {
+        let order = self.order.as_mut();
+        let line = order.zip(waited_for).map(|(order, delivery)| order.bury(delivery));
+        self.dying.push_back((self.orders, line));
+    }
+
+    /// The first `count` of these were written.
+    pub fn buried(&mut self, count: u32) {
+        for _ in 0..count {
+            let died = self.dying.pop_front();
+            let (Some((orders, line)), Some(order)) = (died, &mut self.order) else {
+                continue;
+            };
+            match line {
+                _ if orders != order.serial() => order.stray_buried(),
+                Some(line) => order.buried(line),
+                None => {}
+            }
+        }
     }
 
     /// A delivery is in memory from now on, and waits for its turn.

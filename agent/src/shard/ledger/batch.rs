@@ -70,13 +70,35 @@ pub struct Draft {
     pub parts: Vec<Part>,
 }
 
+/// Segments that were written: where they stand.
+#[derive(Debug, Default)]
+pub struct Landed {
+    /// Parked ones.
+    pub parked: Vec<Parked>,
+    /// Those of deliveries that became dead letters.
+    pub dead: Vec<Parked>,
+}
+
+impl Landed {
+    /// There are none.
+    pub const fn is_empty(&self) -> bool {
+        self.parked.is_empty() && self.dead.is_empty()
+    }
+
+    /// Adds those that were written after them.
+    pub fn extend(&mut self, later: &Self) {
+        self.parked.extend_from_slice(&later.parked);
+        self.dead.extend_from_slice(&later.dead);
+    }
+}
+
 /// What a transaction does to one book.
 #[derive(Debug)]
 pub struct Part {
     /// Which book, as the caller named it.
     pub book: u64,
-    /// Parked segments that it writes.
-    pub parked: Vec<Parked>,
+    /// Segments that it writes.
+    pub landed: Landed,
     /// Bytes of memory that are free once it is committed.
     pub freed: usize,
     /// Records that it holds: the oldest ones.
@@ -204,7 +226,7 @@ impl Part {
     pub(super) fn new(name: u64, book: &Book) -> Self {
         Self {
             book: name,
-            parked: Vec::new(),
+            landed: Landed::default(),
             freed: 0,
             records: 0,
             rewrites: 0,

@@ -80,9 +80,14 @@ impl<'a, 'r> Drawing<'a, 'r> {
         for pack in std::mem::take(&mut self.packs) {
             part.freed += pack.deliveries.iter().map(|delivery| delivery.bytes).sum::<usize>();
             let stored = pack::store(&pack, book.shard, book.epoch_number(), part.next_number);
-            let Some((op, parked)) = stored else { continue };
+            let Some((op, at)) = stored else { continue };
             part.next_number += 1;
-            part.parked.extend(parked);
+            match pack.to {
+                Destination::Parked | Destination::Gathering | Destination::Ordered(_) => part.landed.parked.push(at),
+                Destination::Dead => part.landed.dead.push(at),
+                // Its dead letters were dead before.
+                Destination::Rest => {}
+            }
             write.ops.push(op);
         }
         for (source, done) in &self.touched {

@@ -24,7 +24,7 @@ use postrider_common::time::SharedClock;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::batch::{Found, Part};
+use self::batch::{Found, Landed, Part};
 use self::writer::Writer;
 use super::Tenure;
 use super::budget::Purse;
@@ -56,7 +56,7 @@ struct Slot {
     counts: Arc<Counts>,
     /// Segments of dead letters that are replaced.
     rewritten: AtomicUsize,
-    written: Mutex<Vec<Parked>>,
+    written: Mutex<Landed>,
     /// The worker wants to be woken after the next transaction, whatever it holds.
     waiting: AtomicBool,
     worker: Arc<Notify>,
@@ -196,8 +196,8 @@ impl Pen {
         true
     }
 
-    /// Parked segments that were written since the last call: they are in the store now.
-    pub fn take_written(&self) -> Vec<Parked> {
+    /// Segments that were written since the last call: they are in the store now.
+    pub fn take_written(&self) -> Landed {
         std::mem::take(&mut lock(&self.slot.written))
     }
 
@@ -298,8 +298,8 @@ impl Slot {
             self.rewritten.fetch_add(part.rewrites, Ordering::SeqCst);
             self.waiting.store(true, Ordering::SeqCst);
         }
-        if !part.parked.is_empty() {
-            lock(&self.written).extend_from_slice(&part.parked);
+        if !part.landed.is_empty() {
+            lock(&self.written).extend(&part.landed);
             self.waiting.store(true, Ordering::SeqCst);
         }
         self.written_off(part.records);

@@ -64,8 +64,8 @@ pub(super) fn group(to: Destination, now: Timestamp, state: &segment::DeliverySt
     }
 }
 
-/// The write of a pack, and where it is parked then; `None` for where dead letters are. `None` of all for a pack that is empty.
-pub(super) fn store(pack: &Pack<'_>, shard: ShardId, epoch: u64, number: u64) -> Option<(Op, Option<Parked>)> {
+/// The write of a pack, and where it stands then. `None` for a pack that is empty.
+pub(super) fn store(pack: &Pack<'_>, shard: ShardId, epoch: u64, number: u64) -> Option<(Op, Parked)> {
     let first = pack.deliveries.first()?;
     let origin = &first.origin;
     let at = Parked {
@@ -91,13 +91,11 @@ pub(super) fn store(pack: &Pack<'_>, shard: ShardId, epoch: u64, number: u64) ->
     let mut segment = segment_of(pack.deliveries.iter().copied());
     segment.batch = pack.batch.cloned();
     let value = stored::pack(segment);
-    Some(match pack.to {
-        Destination::Parked | Destination::Gathering | Destination::Ordered(_) => {
-            let key = key::parked_segment(&at);
-            (Op::put(key, value), Some(at))
-        }
-        Destination::Dead | Destination::Rest => (Op::put(key::dead_segment(&at), value), None),
-    })
+    let key = match pack.to {
+        Destination::Parked | Destination::Gathering | Destination::Ordered(_) => key::parked_segment(&at),
+        Destination::Dead | Destination::Rest => key::dead_segment(&at),
+    };
+    Some((Op::put(key, value), at))
 }
 
 fn segment_of<'a>(deliveries: impl Iterator<Item = &'a Delivery>) -> segment::Segment {

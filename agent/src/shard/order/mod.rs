@@ -97,9 +97,11 @@ pub struct Order {
     wanted: VecDeque<Line>,
     /// Lines to be looked at.
     touched: VecDeque<Line>,
-    /// Attempts under way, and deliveries moving, since before there was this order; and whether something of then is being read.
+    /// Attempts under way, deliveries moving, and dead letters that are not written, since before there was this order; and whether something of then is
+    /// being read.
     strays: u32,
     stray_moving: u32,
+    stray_dying: usize,
     stray_first: Option<Position>,
     stray_reading: bool,
     /// Dead letters on their way into the index, and whether more may come.
@@ -123,6 +125,8 @@ pub struct Strays {
     pub moving: u32,
     /// The first of those, if that is known.
     pub first: Option<Position>,
+    /// Dead letters that are not written.
+    pub dying: usize,
     /// Parked segments are being read.
     pub reading: bool,
 }
@@ -148,6 +152,7 @@ impl Order {
             touched: VecDeque::new(),
             strays: strays.in_flight,
             stray_moving: strays.moving,
+            stray_dying: strays.dying,
             stray_first: strays.first,
             stray_reading: strays.reading,
             reviving: 0,
@@ -227,6 +232,7 @@ impl Order {
     fn waits_for_earlier(&self) -> bool {
         !self.earlier.is_empty()
             || self.stray_moving > 0
+            || self.stray_dying > 0
             || self.reviving > 0
             || self.redriving
             || self.ordering == Ordering::PerKey && self.lines.contains_key(&Line::STRICT)
@@ -360,6 +366,26 @@ impl Order {
     /// A delivery is handed to the ledger, to be parked in this line.
     pub fn moves(&mut self, line: Line, at: Position) {
         self.lines.entry(line).or_default().moving.push(at);
+    }
+
+    /// A delivery is handed to the ledger as a dead letter: its line, which waits until that is written.
+    pub fn bury(&mut self, delivery: &Delivery) -> Line {
+        let line = self.line_of(delivery);
+        self.moves(line, delivery.state.position);
+        line
+    }
+
+    /// The one that this line has waited for longest is written.
+    pub fn buried(&mut self, line: Line) {
+        if let Some(waiting) = self.lines.get_mut(&line) {
+            waiting.moving.pop(1);
+        }
+        self.touched.push_back(line);
+    }
+
+    /// One is written that was handed over before there was this order.
+    pub const fn stray_buried(&mut self) {
+        self.stray_dying = self.stray_dying.saturating_sub(1);
     }
 
     /// Dead letters are handed to the ledger: once they are parked they go like those from before this order.

@@ -240,6 +240,7 @@ mod tests {
         let strays = Strays {
             in_flight: 0,
             moving: 0,
+            dying: 0,
             first: None,
             reading: false,
         };

@@ -95,7 +95,7 @@ impl State {
             if delivery.origin.uid != webhook.uid {
                 self.abandon(&delivery, effects);
             } else if delivery.event.expire_time.is_some_and(|expires| expires <= now) {
-                self.die(delivery, EXPIRED, now, effects);
+                self.die(at, delivery, EXPIRED, now, effects);
             } else {
                 delivery.state.due = now;
                 left.push(delivery);

@@ -30,6 +30,7 @@ use crate::shard::delivery::{
     Delivery, Destination, Effects, End, Known, Load, Moved, Place, Record, Source, SourceId,
 };
 use crate::shard::lane::{Config, LANE_LIMIT, Lane};
+use crate::shard::ledger::batch::Landed;
 
 /// How long a lane rests after an attempt that could not be made: what is missing (a lease, a file descriptor, a name server) rarely comes back faster.
 pub const NOT_MADE_PAUSE: Duration = Duration::from_millis(500);
@@ -131,9 +132,17 @@ impl State {
         self.settle(at, now, effects);
     }
 
-    /// This worker's ledger wrote these parked segments: all that one transaction wrote, or several.
-    pub fn written(&mut self, parked: &[Parked], now: Timestamp, effects: &mut Effects) {
-        let lanes: BTreeSet<usize> = parked.iter().map(|parked| self.index(parked, None, effects)).collect();
+    /// This worker's ledger wrote these segments: all that one transaction wrote, or several.
+    pub fn written(&mut self, landed: &Landed, now: Timestamp, effects: &mut Effects) {
+        let parked = landed.parked.iter().map(|parked| self.index(parked, None, effects));
+        let mut lanes: BTreeSet<usize> = parked.collect();
+        for dead in &landed.dead {
+            let at = self.lane_of(&dead.account, &dead.webhook);
+            if let Some(lane) = self.lane(at) {
+                lane.buried(dead.count);
+            }
+            lanes.insert(at);
+        }
         // Only now: between two segments of a transaction an ordered lane does not know what has moved where.
         for at in lanes {
             self.settle(at, now, effects);
@@ -350,14 +359,25 @@ impl State {
         self.moved(to, delivery, effects);
     }
 
-    /// It dies without an attempt.
-    fn die(&mut self, delivery: Delivery, reason: &'static str, now: Timestamp, effects: &mut Effects) {
+    /// It dies without an attempt. Nothing waits until that is written: whoever came after this agent would not send it either, since it is too late.
+    fn die(&mut self, at: usize, delivery: Delivery, reason: &'static str, now: Timestamp, effects: &mut Effects) {
         effects.history.open(delivery.entry(now, None));
         effects.history.carry(delivery.carried(Fate::Dead(reason.into())));
-        self.bury(delivery, reason, now, effects);
+        if let Some(lane) = self.lane(at) {
+            lane.dies(None);
+        }
+        self.dead(delivery, reason, now, effects);
     }
 
-    fn bury(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
+    /// It dies of its last attempt. Until that is written it may be sent again, if this agent dies: what follows it waits.
+    fn bury(&mut self, at: usize, delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
+        if let Some(lane) = self.lane(at) {
+            lane.dies(Some(&delivery));
+        }
+        self.dead(delivery, reason, now, effects);
+    }
+
+    fn dead(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
         reason.clone_into(&mut delivery.state.reason);
         delivery.state.due = now;
         self.tally.dead += 1;

@@ -278,7 +278,7 @@ impl State {
         };
         carry(std::slice::from_ref(&delivery), &fate, effects);
         for delivery in self.used_up(at, vec![delivery], &reason, now, effects) {
-            self.bury(delivery, &reason, now, effects);
+            self.bury(at, delivery, &reason, now, effects);
         }
     }
 }

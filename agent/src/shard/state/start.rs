@@ -105,7 +105,7 @@ impl State {
         }
         if let Some(reason) = doomed {
             for delivery in self.used_up(at, deliveries, reason, now, effects) {
-                self.die(delivery, reason, now, effects);
+                self.die(at, delivery, reason, now, effects);
             }
             return None;
         }

@@ -414,7 +414,7 @@ impl World {
         }
         for part in &draft.parts {
             batch::settle(&mut self.book, part);
-            self.state.written(&part.parked, self.now, &mut self.effects);
+            self.state.written(&part.landed, self.now, &mut self.effects);
         }
         if self.book.pending() == 0 && self.effects.records.is_empty() {
             self.unrecorded.clear();

@@ -17,6 +17,7 @@ fn what_is_parked_while_dead_letters_are_put_back_is_not_taken_for_them() {
     let strays = Strays {
         in_flight: 0,
         moving: 0,
+        dying: 0,
         first: None,
         reading: false,
     };

@@ -14,13 +14,19 @@ impl World {
                     let news = self.store.insert(key.clone(), (value.clone(), Revision(self.revision)));
                     let again = *key == key::progress(SHARD) || key::parse_failing(key).is_some();
                     assert!(news.is_none() || again, "{key} was written twice");
+                    if key::parse_dead(key).is_some() {
+                        let dead = stored::unpack(value.clone()).unwrap();
+                        dead.events
+                            .iter()
+                            .for_each(|event| drop(self.dying.remove(event.id.as_str())));
+                    }
                 }
                 Op::Delete { key } => drop(self.store.remove(key)),
             }
         }
         for part in &draft.parts {
             batch::settle(&mut self.book, part);
-            self.state.written(&part.parked, self.now, &mut self.effects);
+            self.state.written(&part.landed, self.now, &mut self.effects);
         }
         if self.book.pending() == 0 && self.effects.records.is_empty() {
             self.unrecorded.clear();
@@ -29,6 +35,7 @@ impl World {
 
     pub(super) fn crash(&mut self) {
         self.repeatable.append(&mut self.unrecorded);
+        self.dying.clear();
         self.flights.clear();
         self.loads.clear();
         self.effects = Effects::default();

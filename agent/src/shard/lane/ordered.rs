@@ -109,7 +109,8 @@ impl Lane {
             limit: allowance.min(LANE_LIMIT),
             ready: self.ready.len(),
             bytes: self.has_bytes(allowance),
-            idle: self.ready.is_empty() && self.in_flight == 0,
+            // What follows a dead letter goes once that is written.
+            idle: self.ready.is_empty() && self.in_flight == 0 && self.dying.is_empty(),
         }
     }
 

@@ -17,7 +17,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use postrider_common::entropy::SharedEntropy;
 use postrider_common::id::AgentId;
-use postrider_common::key::Parked;
 use postrider_common::store::SharedStore;
 use postrider_common::task;
 use postrider_common::time::SharedClock;

@@ -228,11 +228,15 @@ impl Order {
         (self.ordering == Ordering::Strict) == (line == Line::STRICT)
     }
 
+    /// Something is not written that was handed to the ledger before there was this order.
+    const fn has_strays_in_ledger(&self) -> bool {
+        self.stray_moving > 0 || self.stray_dying > 0
+    }
+
     /// Something is left that was parked before there was this order.
     fn waits_for_earlier(&self) -> bool {
         !self.earlier.is_empty()
-            || self.stray_moving > 0
-            || self.stray_dying > 0
+            || self.has_strays_in_ledger()
             || self.reviving > 0
             || self.redriving
             || self.ordering == Ordering::PerKey && self.lines.contains_key(&Line::STRICT)
@@ -249,7 +253,7 @@ impl Order {
             // Those that were parked under another order keep what is common to both.
             let lined = (Position::default().next(), Entry::default());
             let first = self.earlier.range(lined..).next().map(|(first, _)| *first);
-            let stray = self.stray_first.filter(|_| self.stray_moving > 0);
+            let stray = self.stray_first.filter(|_| self.has_strays_in_ledger());
             let batch = self
                 .lines
                 .get(&Line::STRICT)
@@ -446,7 +450,7 @@ impl Order {
 
     /// The first of the deliveries on their way into the index.
     pub fn first_moving(&self) -> Option<Position> {
-        let stray = self.stray_first.filter(|_| self.stray_moving > 0);
+        let stray = self.stray_first.filter(|_| self.has_strays_in_ledger());
         let own = self.lines.values().filter_map(|waiting| waiting.moving.first());
         own.chain(stray).min()
     }

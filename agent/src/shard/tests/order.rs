@@ -27,6 +27,7 @@ use crate::shard::state::{AttemptId, Start, State};
 use postrider_common::model::bits::Bits;
 
 mod blocked;
+mod dying;
 mod replaced;
 mod revived;
 mod store;

@@ -16,9 +16,9 @@ impl World {
                     assert!(news.is_none() || again, "{key} was written twice");
                     if key::parse_dead(key).is_some() {
                         let dead = stored::unpack(value.clone()).unwrap();
-                        dead.events
-                            .iter()
-                            .for_each(|event| drop(self.dying.remove(event.id.as_str())));
+                        for event in &dead.events {
+                            self.dying.remove(event.id.as_str());
+                        }
                     }
                 }
                 Op::Delete { key } => drop(self.store.remove(key)),

@@ -285,6 +285,8 @@ pub enum End {
 pub struct Moved {
     /// Where to.
     pub to: Destination,
+    /// How many orders its webhook had had by then: what moves under one order is not stored together with what moves under another.
+    pub orders: u32,
     /// The delivery, with the state in which it is to be stored.
     pub delivery: Delivery,
 }

@@ -53,6 +53,11 @@ impl Lane {
         self.order = Some(Box::new(order));
     }
 
+    /// How many orders it had.
+    pub const fn orders(&self) -> u32 {
+        self.orders
+    }
+
     /// A delivery is handed to the ledger as a dead letter; `waited_for` if what follows it goes only once that is written.
     pub fn dies(&mut self, waited_for: Option<&Delivery>) {
         let order = self.order.as_mut();

@@ -157,7 +157,8 @@ impl<'a, 'r> Drawing<'a, 'r> {
             Record::Moved(moved) => {
                 let (delivery, size) = (&moved.delivery, size(&moved.delivery.event));
                 let alike = pack::group(moved.to, now, &delivery.state);
-                let group = (moved.to, alike, &delivery.origin.account, &delivery.origin.webhook);
+                let (account, webhook) = (&delivery.origin.account, &delivery.origin.webhook);
+                let group = (moved.to, alike, moved.orders, account, webhook);
                 let last = self.last_pack.get(&group).copied();
                 let last = last.filter(|at| self.packs.get(*at).is_some_and(|pack| pack.has_room(size)));
                 // The first record of a draft goes in whatever its size: an event is never larger than a write may be.

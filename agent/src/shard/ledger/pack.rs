@@ -19,8 +19,8 @@ pub const PACK_DELIVERIES: usize = 256;
 /// Bytes of events in one parked or dead segment, unless it holds just one event.
 pub const PACK_BYTES: usize = 64 << 10;
 
-/// What deliveries that go into one stored segment have in common: of one webhook, with nearly the same due time.
-pub(super) type Group<'a> = (Destination, u32, &'a AccountId, &'a WebhookId);
+/// What deliveries that go into one stored segment have in common: of one webhook, under one order, with nearly the same due time.
+pub(super) type Group<'a> = (Destination, u32, u32, &'a AccountId, &'a WebhookId);
 
 /// Deliveries of one stored segment: of one webhook, with nearly the same due time, or all of a batch.
 pub(super) struct Pack<'a> {

@@ -175,6 +175,6 @@ impl State {
             lane.moving += 1;
         }
         self.tally.parked += 1;
-        self.moved(Destination::Gathering, delivery, effects);
+        self.moved(at, Destination::Gathering, delivery, effects);
     }
 }

@@ -356,7 +356,7 @@ impl State {
             lane.moving += 1;
         }
         self.tally.parked += 1;
-        self.moved(to, delivery, effects);
+        self.moved(at, to, delivery, effects);
     }
 
     /// It dies without an attempt. Nothing waits until that is written: whoever came after this agent would not send it either, since it is too late.
@@ -366,7 +366,7 @@ impl State {
         if let Some(lane) = self.lane(at) {
             lane.dies(None);
         }
-        self.dead(delivery, reason, now, effects);
+        self.dead(at, delivery, reason, now, effects);
     }
 
     /// It dies of its last attempt. Until that is written it may be sent again, if this agent dies: what follows it waits.
@@ -374,19 +374,21 @@ impl State {
         if let Some(lane) = self.lane(at) {
             lane.dies(Some(&delivery));
         }
-        self.dead(delivery, reason, now, effects);
+        self.dead(at, delivery, reason, now, effects);
     }
 
-    fn dead(&mut self, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
+    fn dead(&mut self, at: usize, mut delivery: Delivery, reason: &str, now: Timestamp, effects: &mut Effects) {
         reason.clone_into(&mut delivery.state.reason);
         delivery.state.due = now;
         self.tally.dead += 1;
-        self.moved(Destination::Dead, delivery, effects);
+        self.moved(at, Destination::Dead, delivery, effects);
     }
 
-    fn moved(&mut self, to: Destination, delivery: Delivery, effects: &mut Effects) {
+    fn moved(&mut self, at: usize, to: Destination, delivery: Delivery, effects: &mut Effects) {
         self.close(delivery.source);
-        effects.records.push(Record::Moved(Box::new(Moved { to, delivery })));
+        let orders = self.lane(at).map_or(0, |lane| lane.orders());
+        let moved = Moved { to, orders, delivery };
+        effects.records.push(Record::Moved(Box::new(moved)));
     }
 
     /// Somebody cancelled it.

@@ -48,6 +48,7 @@ fn moved(mut delivery: Delivery, due: Timestamp) -> Record {
     delivery.state.due = due;
     Record::Moved(Box::new(Moved {
         to: Destination::Parked,
+        orders: 0,
         delivery,
     }))
 }

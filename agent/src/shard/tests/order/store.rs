@@ -135,3 +135,26 @@ impl World {
         );
     }
 }
+
+#[test]
+fn what_is_parked_under_several_orders_and_written_at_once_goes_on() {
+    for (first, between) in [(Ordering::Strict, 1), (Ordering::PerKey, 2)] {
+        let order = Order {
+            ordering: first,
+            on_failure: Some(OnFailure::DeadLetter),
+        };
+        let mut world = World::new(order, 0);
+        world.timed = false;
+        world.step(&Step::Allow { deliveries: 1 });
+        for ordering in [between, 3 - between, 3 - between] {
+            world.publish(9, 2);
+            world.step(&Step::Take { segments: 1 });
+            world.step(&Step::Change {
+                ordering,
+                on_failure: 1,
+                most: 0,
+            });
+        }
+        world.finish();
+    }
+}

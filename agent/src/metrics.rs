@@ -132,11 +132,7 @@ impl Collector for Metrics {
             "Times that more attempts were ready than a limit lets be under way",
             held_back,
         )?;
-        if let Some(authentications) = self.authentications.counts() {
-            let counts = authentications.map(|(outcome, count)| ([("outcome", outcome)], count));
-            let help = "Times that etcd was asked for a token, by what came of it";
-            metric::counters(&mut encoder, "store_authentications", help, counts)?;
-        }
+        self.authentications.encode(&mut encoder)?;
         let gauges: [(&str, &str, &AtomicI64); 4] = [
             ("attempts_in_flight", "Attempts under way", &shards.in_flight),
             ("shards_owned", "Shards being worked on", &shards.shards),

@@ -110,11 +110,7 @@ impl Collector for Metrics {
             "Publish requests refused at a limit",
             refused,
         )?;
-        if let Some(authentications) = self.authentications.counts() {
-            let counts = authentications.map(|(outcome, count)| ([("outcome", outcome)], count));
-            let help = "Times that etcd was asked for a token, by what came of it";
-            metric::counters(&mut encoder, "store_authentications", help, counts)?;
-        }
+        self.authentications.encode(&mut encoder)?;
         let (store, over) = (&self.fullness, self.backlog.accounts_over() as u64);
         let sweep = &self.sweep;
         metric::counter(

@@ -22,9 +22,9 @@ can 'command -v prlimit' ||
 
 # As `Memory` of the harness makes one.
 if [ -d /sys/fs/cgroup/memory ]; then
-    group=/sys/fs/cgroup/memory/postrider-test-probe limit=memory.limit_in_bytes
+    group=/sys/fs/cgroup/memory/postrider-test-probe-$$ limit=memory.limit_in_bytes
 else
-    group=/sys/fs/cgroup/postrider-test-probe limit=memory.max
+    group=/sys/fs/cgroup/postrider-test-probe-$$ limit=memory.max
 fi
 can "mkdir $group && echo 1000000000 > $group/$limit" ||
     without 'memory' 'root and control groups for memory' starved::with_less_memory

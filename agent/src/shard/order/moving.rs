@@ -1,4 +1,4 @@
-//! Deliveries of one line that were handed to the ledger and are not yet in the index. Pure.
+//! Deliveries of one line that were handed to the ledger, to be parked or as dead letters, and are not known to be written. Pure.
 
 use std::collections::VecDeque;
 

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use prometheus_client::encoding::DescriptorEncoder;
 use secrecy::SecretString;
+
+use crate::metric;
 
 /// A user of etcd. The password is never kept beside it: it is read when it is needed, so that it can be changed while programs run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,15 +70,22 @@ pub struct Authentications {
 }
 
 impl Authentications {
-    /// Each outcome, and how often there was that; none of a program that never asked.
-    pub fn counts(&self) -> Option<[(&'static str, u64); 3]> {
+    /// Writes them as metrics: each outcome; nothing of a program that never asked.
+    ///
+    /// # Errors
+    /// When the text cannot be written.
+    pub fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let counts = [
             ("granted", &self.granted),
             ("refused", &self.refused),
             ("failed", &self.failed),
         ];
-        let counts = counts.map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)));
-        counts.iter().any(|(_, count)| *count > 0).then_some(counts)
+        let counts = counts.map(|(outcome, count)| ([("outcome", outcome)], count.load(Ordering::Relaxed)));
+        if counts.iter().all(|(_, count)| *count == 0) {
+            return Ok(());
+        }
+        let help = "Times that etcd was asked for a token, by what came of it";
+        metric::counters(encoder, "store_authentications", help, counts)
     }
 }
 
